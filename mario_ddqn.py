@@ -1,0 +1,1010 @@
+"""Deep Q-learning plays Super Mario Bros (NES) World 1-1 from pixels.
+
+    python mario_ddqn.py --double            train (the settings' flags: --help)
+    python mario_ddqn.py --evaluate RUN      how often does it clear the level?
+    python mario_ddqn.py --watch RUN         look at it play
+
+Read it from top to bottom: environment, network, agent with its replay memory, training loop,
+evaluation and pictures, command line. The letters in the shapes: B = batch, E = emulators.
+"""
+import argparse
+import contextlib
+import csv
+import io
+import json
+import math
+import os
+import re
+import signal
+import sys
+import time
+import zlib
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from pathlib import Path
+from textwrap import fill
+
+import cv2
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image  # comes with matplotlib
+from torch import nn
+from torch.nn import functional
+from tqdm import tqdm
+
+with contextlib.redirect_stderr(io.StringIO()):  # gym 0.26 greets with a notice that it is retired
+    import gym
+    import gym_super_mario_bros  # noqa: F401 - registers the game with gym
+from gym_super_mario_bros.actions import RIGHT_ONLY
+from nes_py.wrappers import JoypadSpace
+
+gym.logger.set_level(gym.logger.ERROR)  # the "-v0 is out of date" hint: v0 is the original game, on purpose
+cv2.setNumThreads(1)  # one frame is too small to share out; the threads belong to the emulators
+
+
+class UserError(Exception):
+    """Something the user can mend. Its text is the one line they get to read; exit code 2."""
+
+
+# ===== 1. Environment. In: a stage and an action (0 to 4). Out: a state (4, 84, 84) float32 in [0, 1], a reward.
+
+def bgrx(obs):
+    """The emulator's own picture, (240, 256, 4) uint8 in the order B, G, R, unused, beneath `obs`.
+
+    nes-py hands out a mirrored view of this buffer, (240, 256, 3) in RGB. Every copy of such a view
+    goes byte by byte; the buffer beneath it is copied at once. Same pixels, four times as fast.
+    """
+    if obs.base is not None and obs.base.size == 240 * 256 * 4:
+        return obs.base.reshape(240, 256, 4)
+    return cv2.cvtColor(np.ascontiguousarray(obs), cv2.COLOR_RGB2BGRA)
+
+
+class MaxAndSkipEnv(gym.Wrapper):
+    """Repeats an action for `skip` frames, adds up the rewards, and shows the pixel-wise maximum of the
+    last two frames, because the NES draws some sprites on every other frame only (Mnih et al. 2015,
+    Methods, "Preprocessing")."""
+
+    def __init__(self, env, skip=4):
+        super().__init__(env)
+        self.skip = skip
+        self.frames = deque(maxlen=2)
+
+    def step(self, action):
+        total_reward = 0.0
+        for _ in range(self.skip):
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            self.frames.append(bgrx(obs).copy())  # a copy: the emulator draws the next frame into the same place
+            total_reward += reward
+            if terminated or truncated:
+                break
+        brightest = np.maximum(*self.frames)  # (240, 256, 4) uint8
+        return brightest[:, :, 2::-1], total_reward, terminated, truncated, info  # (240, 256, 3) uint8, RGB
+
+    def reset(self, **kwargs):
+        obs, info = self.env.reset(**kwargs)
+        self.frames.clear()
+        self.frames.append(bgrx(obs).copy())
+        return self.frames[0][:, :, 2::-1], info
+
+
+class ProcessFrame84(gym.ObservationWrapper):
+    """Grey (0.299 R + 0.587 G + 0.114 B), 84 wide × 110 high, and of that rows 18 to 101: no score line."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.observation_space = gym.spaces.Box(0, 255, (84, 84, 1), np.uint8)
+
+    def observation(self, obs):
+        grey = cv2.cvtColor(bgrx(obs), cv2.COLOR_BGRA2GRAY)                 # (240, 256) uint8
+        small = cv2.resize(grey, (84, 110), interpolation=cv2.INTER_AREA)   # (110, 84) uint8
+        return small[18:102, :, None]                                       # (84, 84, 1) uint8
+
+
+class ImageToPyTorch(gym.ObservationWrapper):
+    """Channel first, as PyTorch's convolutions want it."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.observation_space = gym.spaces.Box(0, 255, (1, 84, 84), np.uint8)
+
+    def observation(self, obs):
+        return np.moveaxis(obs, 2, 0)  # (1, 84, 84) uint8
+
+
+class BufferWrapper(gym.ObservationWrapper):
+    """The last `n_steps` frames as one observation: one still picture does not show which way Mario
+    flies. Before the first frame of an episode there is black."""
+
+    def __init__(self, env, n_steps=4):
+        super().__init__(env)
+        self.observation_space = gym.spaces.Box(0, 255, (n_steps, 84, 84), np.uint8)
+
+    def reset(self, **kwargs):
+        self.buffer = np.zeros(self.observation_space.shape, np.uint8)
+        return super().reset(**kwargs)
+
+    def observation(self, obs):
+        self.buffer = np.concatenate([self.buffer[1:], obs])  # (4, 84, 84) uint8, oldest first
+        return self.buffer
+
+
+class ScaledFloatFrame(gym.ObservationWrapper):
+    """÷ 255: networks learn best from inputs between 0 and 1."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.observation_space = gym.spaces.Box(0.0, 1.0, env.observation_space.shape, np.float32)
+
+    def observation(self, obs):
+        return obs.astype(np.float32) / 255.0  # (4, 84, 84) float32
+
+
+def make_env(stage="1-1"):
+    """The game as the agent sees it: states (4, 84, 84) float32 in [0, 1], five actions (RIGHT_ONLY).
+
+    The reward of a frame is Δx + Δclock − 25 for dying, clipped to ±15; a step adds up four frames.
+    """
+    env = gym.make(f"SuperMarioBros-{stage}-v0", apply_api_compatibility=True, disable_env_checker=True)
+    env = MaxAndSkipEnv(env)
+    env = ProcessFrame84(env)
+    env = ImageToPyTorch(env)
+    env = BufferWrapper(env)
+    env = ScaledFloatFrame(env)
+    return JoypadSpace(env, RIGHT_ONLY)
+
+
+class Emulators:
+    """`count` games side by side, stepped by a pool of threads. The emulator is C++ that runs outside
+    Python's global lock, so threads are enough, and each game's result is the same however they are
+    scheduled. `history[e]` are the actions of game e since its reset: with them it can be rebuilt."""
+
+    def __init__(self, count, stage="1-1"):
+        self.envs = [make_env(stage) for _ in range(count)]
+        self.history = [[] for _ in range(count)]
+        self.pool = ThreadPoolExecutor(min(count, os.cpu_count() or 1)) if count > 1 else None
+
+    def reset(self, e):
+        self.history[e] = []
+        return self.envs[e].reset()[0]  # (4, 84, 84) float32
+
+    def step(self, actions, which=None):
+        """One agent step in each game of `which` (all by default). Returns a list of
+        (next_state, reward, terminated, truncated, info) in the same order."""
+        which = range(len(self.envs)) if which is None else which
+        return list((self.pool.map if self.pool else map)(self._step, which, actions))
+
+    def _step(self, e, action):
+        self.history[e].append(int(action))
+        return self.envs[e].step(int(action))
+
+    def close(self):
+        if self.pool:
+            self.pool.shutdown()
+        for env in self.envs:
+            env.close()
+
+
+# The game starts in the same state every time and has no randomness: without noise a greedy agent plays
+# one trajectory, again and again. Up to `noop` idle steps at the start, a random action with probability
+# `epsilon`, and the last action once more with probability `sticky` (Machado et al. 2018, section 5).
+NOISES = {"none": {}, "noop": {"noop": 30}, "epsilon": {"epsilon": 0.05}, "sticky": {"sticky": 0.25}}
+
+
+class Episode:
+    """One episode in one emulator: its noise, and what it has come to so far."""
+
+    def __init__(self, rng, noise="none"):
+        self.rng, self.noise = rng, {"noop": 0, "epsilon": 0.0, "sticky": 0.0, **NOISES[noise]}
+        self.idle = int(rng.integers(self.noise["noop"] + 1))
+        self.last_action, self.total_reward, self.length, self.furthest_x, self.cleared = 0, 0.0, 0, 0, False
+
+    def disturb(self, action):
+        """The action that was chosen goes in, the action that reaches the game comes out."""
+        if self.idle > 0:
+            self.idle, action = self.idle - 1, 0
+        elif self.noise["epsilon"] and self.rng.random() < self.noise["epsilon"]:
+            action = self.rng.integers(len(RIGHT_ONLY))
+        elif self.noise["sticky"] and self.rng.random() < self.noise["sticky"]:
+            action = self.last_action
+        self.last_action = int(action)
+        return self.last_action
+
+    def add(self, reward, info):
+        self.total_reward += reward
+        self.length += 1
+        self.furthest_x = max(self.furthest_x, int(info["x_pos"]))
+        self.cleared |= bool(info["flag_get"])
+
+
+# ===== 2. Network. In: states (B, 4, 84, 84) float32. Out: one Q-value for each action, (B, 5) float32.
+
+class DQNSolver(nn.Module):
+    """Three convolutions, two linear layers (Mnih et al. 2015, Methods, "Model architecture")."""
+
+    def __init__(self, input_shape, n_actions):
+        super().__init__()
+        self.conv = nn.Sequential(
+            nn.Conv2d(input_shape[0], 32, kernel_size=8, stride=4), nn.ReLU(),  # (B, 32, 20, 20)
+            nn.Conv2d(32, 64, kernel_size=4, stride=2), nn.ReLU(),              # (B, 64, 9, 9)
+            nn.Conv2d(64, 64, kernel_size=3, stride=1), nn.ReLU(),              # (B, 64, 7, 7)
+            nn.Flatten(),                                                       # (B, 3136)
+        )
+        n_features = self.conv(torch.zeros(1, *input_shape)).shape[1]
+        self.fc = nn.Sequential(nn.Linear(n_features, 512), nn.ReLU(), nn.Linear(512, n_actions))
+
+    def forward(self, x):
+        return self.fc(self.conv(x))  # (B, n_actions)
+
+
+# ===== 3. Agent. In: transitions (state, action, reward, next_state, terminal). Out: actions.
+
+class ReplayMemory:
+    """The last `capacity` frames of play, first in, first out, each stored once as 84×84 uint8.
+
+    A state is four frames and shares three of them with the next one, so two float stacks per transition
+    (225,800 bytes) hold mostly copies. Here every emulator writes a ring of single frames, 7,063 bytes a
+    step, and `sample` puts the stacks together again, just as BufferWrapper made them. Counters never wrap;
+    counter % size is the place in the ring. An episode of T steps takes T + 1 places: its last frame is
+    kept as well. n-step sums are made on sampling and never cross an episode's end.
+    """
+
+    SMALL = ("actions", "rewards", "age", "end", "head", "fresh")
+
+    def __init__(self, capacity, n_envs=1, stack=4, frame_shape=(84, 84)):
+        self.size = math.ceil(capacity / n_envs)  # places per emulator
+        self.stack = stack
+        # np.empty: the system hands out the memory page by page as it fills.
+        self.frames = np.empty((n_envs, self.size, *frame_shape), np.uint8)
+        self.actions = np.zeros((n_envs, self.size), np.uint8)
+        self.rewards = np.zeros((n_envs, self.size), np.float32)
+        self.age = np.zeros((n_envs, self.size), np.uint8)  # frames before this one in its episode, up to stack - 1
+        self.end = np.zeros((n_envs, self.size), np.uint8)  # 0: goes on, 1: terminated here, 2: truncated here
+        self.head = np.zeros(n_envs, np.int64)              # frames ever written, per emulator
+        self.fresh = np.ones(n_envs, bool)                  # the next transition starts an episode
+
+    @property
+    def nbytes(self):
+        return sum(a.nbytes for a in (self.frames, self.actions, self.rewards, self.age, self.end))
+
+    def __len__(self):
+        return int(np.minimum(self.head, self.size).sum())
+
+    def _push_frame(self, state, env, age):
+        at = self.head[env] % self.size
+        self.frames[env, at] = np.rint(state[-1] * 255)  # the float state's newest frame, back to whole numbers
+        self.age[env, at] = min(age, self.stack - 1)
+        self.end[env, at] = 0
+        self.head[env] += 1
+
+    def push(self, state, action, reward, next_state, terminal, truncated=False, env=0):
+        """state, next_state: (4, 84, 84) float32 of emulator `env`, whose transitions come in order."""
+        if self.fresh[env]:
+            self._push_frame(state, env, age=0)
+        at = (self.head[env] - 1) % self.size
+        self.actions[env, at], self.rewards[env, at] = action, reward
+        self.end[env, at] = 1 if terminal else 2 if truncated else 0
+        self._push_frame(next_state, env, age=int(self.age[env, at]) + 1)
+        self.fresh[env] = bool(terminal or truncated)
+
+    def _stacks(self, env, counter):
+        back = np.arange(1 - self.stack, 1)                                    # (4,): -3, -2, -1, 0
+        stacks = self.frames[env[:, None], (counter[:, None] + back) % self.size]  # (B, 4, 84, 84) uint8
+        stacks[-back > self.age[env, counter % self.size][:, None]] = 0        # black before the episode began
+        return stacks
+
+    def _valid(self, env, counter, n_step):
+        """Which places hold a whole transition: an action, the frames before it, and n steps or an end after."""
+        oldest, newest = np.maximum(self.head[env] - self.size, 0), self.head[env] - 1
+        ahead = np.minimum(counter[:, None] + np.arange(n_step), newest[:, None])  # (B, n)
+        ends = self.end[env[:, None], ahead % self.size] > 0
+        last_frame = (counter == newest) | (self.age[env, (counter + 1) % self.size] == 0)  # no action was taken here
+        whole = counter - self.age[env, counter % self.size] >= oldest
+        return ~last_frame & whole & ((counter + n_step <= newest) | ends.any(1))
+
+    def sample(self, batch, rng, n_step=1, gamma=1.0):
+        """`batch` transitions, uniformly. Returns states (B, 4, 84, 84) uint8, actions (B,) int64, rewards
+        (B,) float32 summed over up to n steps, next_states (B, 4, 84, 84) uint8, terminals (B,) float32 and
+        discounts (B,) float32, the power of γ that belongs to next_states."""
+        counts = np.minimum(self.head, self.size)
+        env, counter = np.empty(0, np.int64), np.empty(0, np.int64)
+        for _ in range(1000):  # draw, keep what is whole (nearly all), draw again for the rest
+            e = rng.choice(len(counts), size=batch - len(env), p=counts / counts.sum())
+            c = self.head[e] - 1 - rng.integers(counts[e])
+            keep = self._valid(e, c, n_step)
+            env, counter = np.append(env, e[keep]), np.append(counter, c[keep])
+            if len(env) == batch:
+                return self.gather(env, counter, n_step, gamma)
+        raise RuntimeError("the replay memory holds no whole transition: it is too small")
+
+    def gather(self, env, counter, n_step=1, gamma=1.0):
+        """The transitions that start at these places (see `sample`)."""
+        ahead = (counter[:, None] + np.arange(n_step)) % self.size            # (B, n)
+        ends = self.end[env[:, None], ahead]                                  # (B, n)
+        alive = np.cumsum(ends > 0, axis=1) - (ends > 0) == 0                 # (B, n) steps up to and with the end
+        powers = gamma ** np.arange(n_step)                                   # (n,)
+        # R = r_t + γ r_{t+1} + … + γ^{m-1} r_{t+m-1},  m = n, or fewer when the episode ends before
+        rewards = (self.rewards[env[:, None], ahead] * powers * alive).sum(1)
+        steps = alive.sum(1)                                                  # (B,) m
+        terminals = ((ends == 1) & alive).any(1)
+        return (self._stacks(env, counter), self.actions[env, counter % self.size].astype(np.int64),
+                rewards.astype(np.float32), self._stacks(env, counter + steps),
+                terminals.astype(np.float32), (gamma ** steps).astype(np.float32))
+
+    def state_dict(self):
+        """Everything in it, for a checkpoint; frames squeezed by zlib to about a tenth."""
+        def squeeze(env):
+            return torch.frombuffer(bytearray(zlib.compress(self.frames[env, :self.head[env]], 1)), dtype=torch.uint8)
+        with ThreadPoolExecutor() as pool:
+            frames = list(pool.map(squeeze, range(len(self.frames))))
+        return {"frames": frames, **{name: torch.from_numpy(getattr(self, name)) for name in self.SMALL}}
+
+    def load_state_dict(self, saved):
+        for name in self.SMALL:
+            getattr(self, name)[:] = saved[name].numpy()
+        for env, squeezed in enumerate(saved["frames"]):
+            frames = np.frombuffer(zlib.decompress(squeezed.numpy()), np.uint8)
+            self.frames[env, :self.head[env]] = frames.reshape(-1, *self.frames.shape[2:])
+
+
+RULES = ("single", "tutorial", "hasselt")
+
+
+class DQNAgent:
+    """Deep Q-learning (Mnih et al. 2015). The local network acts and learns; the target network, a copy of it
+    that is refreshed every `copy` updates, values the next state. `rule` is how (see `td_target`)."""
+
+    def __init__(self, input_shape, n_actions, rule="tutorial", gamma=0.9, lr=2.5e-4, batch=32, memory=30_000,
+                 copy=5_000, eps_start=1.0, eps_decay=0.99, eps_min=0.02, n_step=1, hold=0, reward_scale=1.0,
+                 learn_start=32, n_envs=1, seed=0, device="cpu", bf16=False):
+        self.rule, self.gamma, self.batch, self.copy, self.n_step = rule, gamma, batch, copy, n_step
+        self.eps_start, self.eps_decay, self.eps_min = eps_start, eps_decay, eps_min
+        self.hold, self.reward_scale, self.learn_start = hold, reward_scale, max(learn_start, batch)
+        self.n_actions, self.device, self.bf16 = n_actions, torch.device(device), bf16
+        with torch.random.fork_rng(devices=[]):  # the seed decides the first weights, and nothing else
+            torch.manual_seed(seed)
+            self.local_net = DQNSolver(input_shape, n_actions).to(self.device, memory_format=torch.channels_last)
+        # local_net acts and learns; target_net, a copy refreshed now and then, values the next state.
+        self.target_net = self.local_net if rule == "single" else deepcopy(self.local_net)
+        self.optimiser = torch.optim.Adam(self.local_net.parameters(), lr=lr, fused=True)
+        self.memory = ReplayMemory(memory, n_envs, input_shape[0], input_shape[1:])
+        self.rng_act, self.rng_replay = (np.random.default_rng([seed, k]) for k in (1, 2))
+        self.updates = 0
+        self.held = np.zeros((2, n_envs), np.int64)  # the held action, and for how many more steps
+
+    @property
+    def epsilon(self):
+        """ε after so many updates: eps_start · eps_decay^updates, but never below eps_min."""
+        return max(self.eps_min, self.eps_start * self.eps_decay ** self.updates)
+
+    @torch.no_grad()
+    def q_values(self, states):
+        """states (B, 4, 84, 84) float32 in [0, 1] -> (B, n_actions) float32."""
+        return self.local_net(torch.from_numpy(states).to(self.device)).cpu().numpy()
+
+    def act(self, states):
+        """ε-greedy on the local network: states (E, 4, 84, 84) float32 -> actions (E,) int64.
+
+        With `hold` > 0 a random action is kept for k steps, k from a zeta distribution (P(k) ~ 1/k², at
+        most `hold`; Dabney et al. 2020, section 4): high pipes need the jump button held, which a new random
+        action each step almost never does."""
+        n = len(states)
+        begin = (self.held[1, :n] == 0) & (self.rng_act.random(n) < self.epsilon)
+        self.held[0, :n][begin] = self.rng_act.integers(self.n_actions, size=n)[begin]
+        self.held[1, :n][begin] = np.minimum(self.rng_act.zipf(2.0, n), self.hold)[begin] if self.hold else 1
+        explore = self.held[1, :n] > 0
+        self.held[1, :n] -= explore
+        actions = self.held[0, :n].copy()
+        if not explore.all():
+            actions[~explore] = self.q_values(states[~explore]).argmax(1)
+        return actions
+
+    def remember(self, state, action, reward, next_state, terminal, truncated=False, env=0):
+        """One transition of emulator `env` into the replay memory."""
+        self.memory.push(state, action, reward * self.reward_scale, next_state, terminal, truncated, env)
+        if terminal or truncated:
+            self.held[1, env] = 0
+
+    def recall(self):
+        """A uniform batch, as tensors: states, actions, rewards, next_states, terminals, discounts."""
+        sample = self.memory.sample(self.batch, self.rng_replay, self.n_step, self.gamma)
+        state, action, reward, next_state, terminal, discount = (torch.from_numpy(x).to(self.device) for x in sample)
+        state, next_state = (x.contiguous(memory_format=torch.channels_last).float().div_(255)
+                             for x in (state, next_state))  # (B, 4, 84, 84) float32
+        return state, action, reward, next_state, terminal, discount
+
+    def td_target(self, reward, next_state, terminal, discount):
+        """What Q(s, a) should have been, (B,) float32. The three rules differ in one line each."""
+        if self.rule == "hasselt":
+            # r + γ Q_target(s', argmax_a Q_local(s', a))      (van Hasselt, Guez and Silver 2016, eq. 4)
+            best = self.local_net(next_state).argmax(1, keepdim=True)                 # (B, 1)
+            next_value = self.target_net(next_state).gather(1, best).squeeze(1)       # (B,)
+        elif self.rule == "tutorial":
+            # r + γ max_a Q_target(s', a)                      (Mnih et al. 2015, eq. 2)
+            next_value = self.target_net(next_state).max(1).values                    # (B,)
+        else:
+            # r + γ max_a Q_local(s', a)                       (one network on both sides; Mnih et al. 2013)
+            next_value = self.local_net(next_state).max(1).values                     # (B,)
+        return reward + discount * next_value.float() * (1 - terminal)  # a terminal step's target is r
+
+    def experience_replay(self):
+        """One update, when there is enough to learn from. Returns (loss, mean Q) as tensors, or None."""
+        if len(self.memory) < self.learn_start + self.n_step + 1:
+            return None
+        if self.rule != "single" and self.updates % self.copy == 0:
+            self.copy_model()
+        state, action, reward, next_state, terminal, discount = self.recall()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            with torch.no_grad():  # no gradient through the target, in any rule
+                td_target = self.td_target(reward, next_state, terminal, discount)    # (B,)
+            q_values = self.local_net(state).gather(1, action[:, None]).squeeze(1)    # (B,) Q(s, a)
+        # L = mean Huber(Q(s, a) − target)
+        loss = functional.smooth_l1_loss(q_values.float(), td_target)
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        self.updates += 1
+        return loss.detach(), q_values.detach().float().mean()
+
+    def copy_model(self):
+        """local network -> target network"""
+        self.target_net.load_state_dict(self.local_net.state_dict())
+
+
+# ===== 4. Training loop. In: the settings. Out: a folder with settings, one CSV row per episode, checkpoints, plot.
+
+COLUMNS = {"episode": int, "env_steps": int, "seconds": float, "return": float, "length": int, "furthest_x": int,
+           "cleared": int, "epsilon": float, "mean_q": float, "loss": float}
+
+
+def write_atomically(path, write):
+    """`write(file)` fills a temporary file beside `path`, which then takes its name: whole or not at all."""
+    partial = path.with_name("partial-" + path.name)  # the ending stays: it tells some writers the format
+    with open(partial, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_json(path, content):
+    write_atomically(path, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
+
+
+def read_rows(path):
+    """The rows of an episodes.csv, numbers as numbers. A half-written last line (a crash) is left out."""
+    rows = []
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            with contextlib.suppress(TypeError, ValueError, KeyError):
+                rows.append({name: kind(row[name]) for name, kind in COLUMNS.items()})
+    return rows
+
+
+@contextlib.contextmanager
+def stop_signals():
+    """Yields a list that Ctrl-C or SIGTERM puts its number into, so that the loop can finish its step and save.
+    A second one stops at once."""
+    asked, before = [], {}
+
+    def handle(number, _):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    with contextlib.suppress(ValueError):  # outside the main thread nobody can send us a signal
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def choose_device(device, precision):
+    """(device, bf16): the GPU where there is one; bfloat16 only on processors that calculate in it."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch sees no CUDA device here; use --device cpu")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    has_bf16 = device == "cpu" and any(getattr(torch.cpu, probe, bool)() for probe in probes)
+    return device, precision == "bfloat16" or precision == "auto" and has_bf16
+
+
+def make_agent(args):
+    """A new agent for these settings. Says what its memory will take; refuses what does not fit."""
+    device, bf16 = choose_device(args.device, args.precision)
+    available, frame = available_memory(), 84 * 84 + 7
+    if available and args.memory * frame > 0.9 * available:
+        raise UserError(f"--memory {args.memory} needs {args.memory * frame / 1e9:.1f} GB and {available / 1e9:.1f} GB "
+                        f"are free; at most --memory {int(0.9 * available / frame)} fits")
+    names = ("gamma", "lr", "batch", "memory", "copy", "eps_start", "eps_decay", "eps_min", "n_step", "hold",
+             "reward_scale", "learn_start", "seed")
+    agent = DQNAgent((4, 84, 84), len(RIGHT_ONLY), rule=args.double, n_envs=args.envs, device=device, bf16=bf16,
+                     **{name: getattr(args, name) for name in names})
+    print(f"replay memory: {args.memory} frames, {agent.memory.nbytes / 1e9:.2f} GB once it is full; learning on "
+          f"{device}{' in bfloat16' if bf16 else ''} with {torch.get_num_threads()} threads")
+    return agent
+
+
+def available_memory():
+    """Bytes this program may still take, or None where the system does not say."""
+    with contextlib.suppress(OSError, TypeError):
+        return int(re.search(r"MemAvailable: +(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def run(args, folder, checkpoint=None):
+    """Trains: makes the run in `folder`, or continues it from its checkpoint. Returns one dict per episode."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    agent, games = make_agent(args), Emulators(args.envs, args.stage)
+    rng_noise = np.random.default_rng([args.seed, 3])
+    tracks = [Episode(rng_noise, args.train_noise) for _ in range(args.envs)]
+    count = {"episodes": 0, "steps": 0, "credit": 0, "seconds": 0.0}
+    rows, exams, learnt = [], [], []
+    if checkpoint:
+        count, exams = checkpoint["count"], checkpoint["exams"]
+        learnt = [tuple(torch.tensor(x) for x in pair) for pair in checkpoint["learnt"]]
+        rows = read_rows(folder / "episodes.csv")[:count["episodes"]]  # later ones will happen again
+        states = load_training_state(checkpoint, agent, games, tracks, rng_noise)
+    else:
+        states = np.stack([games.reset(e) for e in range(args.envs)])  # (E, 4, 84, 84) float32
+        write_json(folder / "settings.json", vars(args))
+    text = io.StringIO(newline="")
+    csv.DictWriter(text, COLUMNS).writeheader()
+    csv.DictWriter(text, COLUMNS).writerows(rows)
+    write_atomically(folder / "episodes.csv", lambda file: file.write(text.getvalue().encode()))
+    started = saved = time.perf_counter()
+    steps_before, seconds_before = count["steps"], count["seconds"]
+
+    def save():
+        content = {"format": 1, "settings": json.dumps(vars(args)), "count": count, "exams": exams,
+                   "learnt": [(float(loss), float(q)) for loss, q in learnt],
+                   **training_state(agent, games, tracks, rng_noise)}
+        write_atomically(folder / "last.pt", lambda file: torch.save(content, file))
+
+    def limits_reached():
+        return (len(rows) >= args.episodes or 0 < args.steps <= count["steps"]
+                or 0 < args.minutes * 60 <= count["seconds"])
+
+    with stop_signals() as stop, open(folder / "episodes.csv", "a", newline="") as file, \
+            tqdm(total=args.episodes, initial=len(rows), unit="episode", dynamic_ncols=True) as bar:
+        writer = csv.DictWriter(file, COLUMNS)
+        while not stop and not limits_reached():
+            # 1. Every game takes one step; the agent remembers it.
+            actions = [track.disturb(action) for track, action in zip(tracks, agent.act(states), strict=True)]
+            for e, (next_state, reward, terminated, truncated, info) in enumerate(games.step(actions)):
+                agent.remember(states[e], actions[e], reward, next_state, terminated, truncated, env=e)
+                states[e] = next_state
+                tracks[e].add(reward, info)
+                count["steps"] += 1
+                count["seconds"] = seconds_before + time.perf_counter() - started
+                if terminated or truncated:
+                    loss, mean_q = torch.tensor(learnt).mean(0).tolist() if learnt else (math.nan, math.nan)
+                    rows.append(dict(zip(COLUMNS, (
+                        len(rows) + 1, count["steps"], round(count["seconds"], 2), tracks[e].total_reward,
+                        tracks[e].length, tracks[e].furthest_x, int(tracks[e].cleared), round(agent.epsilon, 5),
+                        round(mean_q, 4), round(loss, 5)), strict=True)))
+                    writer.writerow(rows[-1])
+                    file.flush()
+                    learnt, count["episodes"] = [], len(rows)
+                    tracks[e], states[e] = Episode(rng_noise, args.train_noise), games.reset(e)
+                    speed = (count["steps"] - steps_before) / (count["seconds"] - seconds_before)
+                    returns, clears = zip(*((row["return"], row["cleared"]) for row in rows[-100:]), strict=True)
+                    bar.set_postfix_str(f"{speed:.0f} steps/s, last {len(returns)}: return {np.mean(returns):.0f}, "
+                                        f"clears {sum(clears)}, ε {agent.epsilon:.3f}", refresh=False)
+                    bar.update()
+            # 2. The agent learns: one update for every `train_every` steps.
+            count["credit"] += args.envs
+            while count["credit"] >= args.train_every:
+                count["credit"] -= args.train_every
+                update = agent.experience_replay()
+                learnt += [update] if update else []
+            # 3. Now and then it is examined, and all is written down.
+            if args.eval_every and count["steps"] % args.eval_every < args.envs:
+                exams.append(examine(agent, args, count))
+                if exams[-1]["score"] >= max(exam["score"] for exam in exams):
+                    save_network(folder / "best.pt", agent, args, exams[-1])
+                write_json(folder / "exams.json", exams)
+                tqdm.write("{minutes:6.1f} min, {steps} steps: a greedy exam of {episodes} noisy episodes: {cleared} "
+                           "cleared, mean furthest x {mean_furthest_x:.0f}".format(**exams[-1]))
+                if 0 < args.until_clear <= exams[-1]["cleared"] / exams[-1]["episodes"]:
+                    tqdm.write(f"--until-clear {args.until_clear} is reached")
+                    break
+            if time.perf_counter() - saved > 60 * args.checkpoint_minutes:
+                save()
+                saved = time.perf_counter()
+        save()
+    games.close()
+    if not exams:
+        save_network(folder / "best.pt", agent, args, None)
+    plot_rewards([folder], folder / "rewards.png")
+    print(f"{'stopped' if stop else 'finished'} after {len(rows)} episodes, {count['steps']} steps and "
+          f"{count['seconds'] / 60:.1f} minutes; {sum(row['cleared'] for row in rows)} clears\n"
+          f"continue:    python mario_ddqn.py --resume {folder} --episodes {max(args.episodes, len(rows)) + 1000}\n"
+          f"clear rate:  python mario_ddqn.py --evaluate {folder} --noise noop\n"
+          f"watch it:    python mario_ddqn.py --watch {folder}")
+    return rows
+
+
+def training_state(agent, games, tracks, rng_noise):
+    """All that the next step depends on, as tensors and plain values. The emulator cannot be saved, but it
+    is deterministic: the actions since its reset are as good."""
+    return {
+        "local_net": agent.local_net.state_dict(), "target_net": agent.target_net.state_dict(),
+        "optimiser": agent.optimiser.state_dict(), "updates": agent.updates, "held": torch.from_numpy(agent.held),
+        "memory": agent.memory.state_dict(), "history": games.history,
+        "generators": json.dumps([g.bit_generator.state for g in (agent.rng_act, agent.rng_replay, rng_noise)]),
+        "tracks": [{k: v for k, v in vars(track).items() if k not in ("rng", "noise")} for track in tracks]}
+
+
+def load_training_state(saved, agent, games, tracks, rng_noise):
+    """The reverse of `training_state`. Returns the games' states, (E, 4, 84, 84) float32."""
+    for name in ("local_net", "target_net", "optimiser", "memory"):
+        getattr(agent, name).load_state_dict(saved[name])
+    agent.updates, agent.held = saved["updates"], saved["held"].numpy().copy()
+    for track, values in zip(tracks, saved["tracks"], strict=True):
+        vars(track).update(values)
+    for rng, state in zip((agent.rng_act, agent.rng_replay, rng_noise), json.loads(saved["generators"]), strict=True):
+        rng.bit_generator.state = state
+    states = [games.reset(e) for e in range(len(tracks))]
+    for e, actions in enumerate(saved["history"]):
+        for action in actions:
+            states[e] = games.step([action], [e])[0][0]
+    return np.stack(states)
+
+
+# ===== 5. Evaluation and pictures. In: a trained network, or runs. Out: clear rates, clips, reward curves.
+
+def play(q_values, episodes, noise, seed, stage="1-1", watch=None, max_steps=1000):
+    """Greedy episodes, up to 8 at a time. Episode i draws its noise from a generator made of (seed, i),
+    whichever emulator plays it. After `max_steps` agent steps (a clear takes about 300) it ends as not
+    cleared. `watch(env, track, info, done)` is called after every step. Returns one dict per episode."""
+    games, waiting, results = Emulators(1 if watch else min(8, episodes), stage), list(range(episodes)), {}
+    states, tracks = {}, {}
+    while waiting or tracks:
+        for e in set(range(len(games.envs))) - set(tracks):
+            if waiting:
+                tracks[e] = Episode(np.random.default_rng([seed, waiting[0]]), noise)
+                tracks[e].number, states[e] = waiting.pop(0), games.reset(e)
+        which = sorted(tracks)
+        greedy = q_values(np.stack([states[e] for e in which])).argmax(1)
+        actions = [tracks[e].disturb(action) for e, action in zip(which, greedy, strict=True)]
+        for e, (state, reward, terminated, truncated, info) in zip(which, games.step(actions, which), strict=True):
+            states[e], track = state, tracks[e]
+            track.add(reward, info)
+            done = terminated or truncated or track.length >= max_steps
+            if watch:
+                watch(games.envs[e], track, info, done)
+            if done:
+                results[track.number] = {
+                    "episode": track.number, "return": track.total_reward, "length": track.length,
+                    "furthest_x": track.furthest_x, "end_x": int(info["x_pos"]),
+                    "end": "cleared" if track.cleared else "died" if terminated else "out of time"}
+                del tracks[e]
+    games.close()
+    return [results[number] for number in range(episodes)]
+
+
+def examine(agent, args, count):
+    """The run's own exam: half of the episodes with idle starts, half with random actions, greedy, in games
+    of their own that are not learnt from. More clears are better; among equals, the greater distance is."""
+    half = math.ceil(args.eval_episodes / 2)
+    results = [result for noise in ("noop", "epsilon")
+               for result in play(agent.q_values, half, noise, args.seed + count["steps"], args.stage)]
+    cleared = sum(result["end"] == "cleared" for result in results)
+    distance = float(np.mean([result["furthest_x"] for result in results]))
+    return {"steps": count["steps"], "minutes": count["seconds"] / 60, "episodes": len(results), "cleared": cleared,
+            "mean_furthest_x": distance, "score": cleared + distance / 1e5}
+
+
+def wilson(successes, n, z=1.96):
+    """95 % interval of a rate (Wilson 1927): unlike ± 1.96 standard errors it holds near 0 and 1, too."""
+    rate, shrink = successes / n, 1 + z * z / n
+    half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / shrink
+    return max(0.0, (rate + z * z / (2 * n)) / shrink - half), min(1.0, (rate + z * z / (2 * n)) / shrink + half)
+
+
+def save_network(path, agent, args, exam):
+    """The network alone, in half precision (3.4 MB), with its settings and the exam it passed."""
+    weights = {name: weight.half().cpu().contiguous() for name, weight in agent.local_net.state_dict().items()}
+    content = {"format": 1, "settings": json.dumps(vars(args)), "local_net": weights, "exam": json.dumps(exam)}
+    write_atomically(path, lambda file: torch.save(content, file))
+
+
+def load_file(path):
+    """A checkpoint or network file, read without running any code from it, and its settings."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content["format"] == 1:
+            return content, json.loads(content["settings"])
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except Exception:  # whatever a damaged file may raise, it comes to the same
+        pass
+    raise UserError(f"{path}: damaged, or not written by this program")
+
+
+def find_network(name):
+    """A run's folder or a file -> (path, function states -> Q-values, settings)."""
+    path = Path(name)
+    if path.is_dir():
+        path = path / ("best.pt" if (path / "best.pt").exists() else "last.pt")
+    content, settings = load_file(path)
+    net = DQNSolver((4, 84, 84), len(RIGHT_ONLY))
+    try:
+        net.load_state_dict({name: weight.float() for name, weight in content["local_net"].items()})
+    except (KeyError, RuntimeError):
+        raise UserError(f"{path}: its network is not a DQNSolver for this game") from None
+    return path, torch.no_grad()(lambda states: net(torch.from_numpy(states)).numpy()), settings
+
+
+def evaluate(args):
+    """--evaluate: plays, prints and saves the clear rate."""
+    path, q_values, settings = find_network(args.evaluate)
+    n = 1 if args.noise == "none" else args.episodes
+    results = play(q_values, n, args.noise, args.seed, settings["stage"])
+    ends = Counter((result["end"], result["end_x"] // 50 * 50) for result in results if result["end"] != "cleared")
+    cleared, distance = n - sum(ends.values()), float(np.mean([result["furthest_x"] for result in results]))
+    summary = {"network": path.name, "noise": args.noise, "seed": args.seed, "episodes": n, "cleared": cleared,
+               "mean_return": float(np.mean([result["return"] for result in results])), "mean_furthest_x": distance}
+    if args.noise == "none":  # one trajectory, always the same: not a rate
+        print("{0}: {end} at x = {end_x}, return {return:.0f}, in the one greedy episode of a game without randomness. "
+              "A rate needs noise: --noise noop, epsilon or sticky.".format(path, **results[0]))
+    else:
+        summary["clear_rate"], summary["wilson_95"] = cleared / n, wilson(cleared, n)
+        low, high = summary["wilson_95"]
+        print(f"{path}: cleared {cleared} of {n} episodes with --noise {args.noise}: {cleared / n:.0%} (95 % interval "
+              f"{low:.0%} to {high:.0%}), mean furthest x {distance:.0f}")
+        for (end, x), times in ends.most_common(8):
+            print(f"{times:6d} × {end} at x = {x} to {x + 49}")
+    out = Path(args.out) if args.out else path.with_name(f"evaluation-{path.stem}-{args.noise}.json")
+    write_json(out, {**summary, "results": results})
+    print(f"saved {out}")
+
+
+def show(args):
+    """--watch and --record: greedy play in a window, or as a clip; 15 pictures a second, one per agent step."""
+    path, q_values, settings = find_network(args.watch)
+    if not args.record and sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+        raise UserError("--watch: there is no display here; add --record clip.gif to write a file instead")
+    title, pictures = "Mario - q quits", []
+
+    def watch(env, track, info, done):
+        picture = np.zeros((264, 256, 3), np.uint8)
+        picture[:240] = env.frames[-1][:, :, :3]  # B, G, R; below the game's 240 rows stands the action
+        text = " + ".join(RIGHT_ONLY[track.last_action]) + f"   x {info['x_pos']}" + "   CLEARED" * track.cleared
+        cv2.putText(picture, text, (6, 257), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (255, 255, 255), 1, cv2.LINE_AA)
+        if args.record:
+            pictures.extend([picture] * (30 if done else 1))  # a moment to see how it ended
+            return
+        cv2.imshow(title, cv2.resize(picture, None, fx=3, fy=3, interpolation=cv2.INTER_NEAREST))
+        key = cv2.waitKey(1500 if done else 50)
+        if key in (27, ord("q")) or cv2.getWindowProperty(title, cv2.WND_PROP_VISIBLE) < 1:
+            raise KeyboardInterrupt
+
+    for result in play(q_values, args.episodes, args.noise, args.seed, settings["stage"], watch):
+        print("{0}: {end} at x = {end_x}, return {return:.0f}, {length} steps".format(path, **result))
+    if args.record:
+        write_clip(Path(args.record), pictures)
+        print(f"saved {args.record}: {len(pictures)} pictures")
+
+
+def write_clip(path, pictures, fps=15):
+    """pictures: (264, 256, 3) uint8 each, in OpenCV's order B, G, R -> a GIF or MP4."""
+    partial = path.with_name("partial-" + path.name)
+    if path.suffix == ".gif":
+        first, *others = (Image.fromarray(picture[:, :, ::-1].copy()).quantize(64) for picture in pictures)
+        first.save(partial, save_all=True, append_images=others, duration=1000 // fps, loop=0)
+    else:
+        video = cv2.VideoWriter(str(partial), cv2.VideoWriter_fourcc(*"mp4v"), fps, pictures[0].shape[1::-1])
+        for picture in pictures:
+            video.write(picture)
+        video.release()
+    os.replace(partial, path)
+
+
+def plot_rewards(folders, out, x="episodes", window=100):
+    """Reward curves of several runs on one picture: raw faint, rolling mean strong, clears marked."""
+    settings = [json.loads((folder / "settings.json").read_text()) for folder in folders]
+    differing = [name for name in settings[0] if len({str(s.get(name)) for s in settings}) > 1 and name not in LIMITS]
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    for k, folder in enumerate(folders):
+        rows = read_rows(folder / "episodes.csv")
+        returns, cleared = (np.array([row[name] for row in rows]) for name in ("return", "cleared"))
+        across = {"episodes": "episode", "steps": "env_steps", "minutes": "seconds"}[x]
+        position = np.array([row[across] for row in rows]) / (60 if x == "minutes" else 1)
+        rolling = [returns[max(0, i - window):i].mean() for i in range(1, len(rows) + 1)]
+        label = fill(", ".join(f"{name} {settings[k].get(name)}" for name in differing) or folder.name, 50)
+        axes.plot(position, returns, color=f"C{k}", alpha=0.15, linewidth=0.7)
+        axes.plot(position, rolling, color=f"C{k}", linewidth=2, label=f"{label} ({cleared.sum():.0f} clears)")
+        axes.plot(position[cleared > 0], returns[cleared > 0], "*", color=f"C{k}", markersize=7,
+                  markeredgecolor="black", markeredgewidth=0.4)
+    axes.set_xlabel({"episodes": "episode", "steps": "environment steps", "minutes": "minutes"}[x])
+    axes.set_ylabel(f"total reward of an episode\n(strong line: mean of the last {window}; star: cleared)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=9)
+    write_atomically(out, lambda file: figure.savefig(file, format=out.suffix[1:], dpi=110))
+
+
+# ===== 6. Command line. In: what was typed. Out: exit code 0, or one line on what is wrong and exit code 2.
+
+DEFAULTS = {}  # filled by build_parser: every setting of a run
+PRESETS = {
+    "default": {},
+    "tutorial": {  # the tutorial's settings, to the letter
+        "envs": 1, "gamma": 0.90, "lr": 2.5e-4, "batch": 32, "memory": 30_000, "train_every": 1, "copy": 5_000,
+        "eps_start": 1.0, "eps_decay": 0.99, "eps_min": 0.02, "episodes": 10_000, "n_step": 1, "hold": 0,
+        "reward_scale": 1.0, "learn_start": 32, "train_noise": "none", "precision": "float32", "eval_every": 0},
+    "quick": {  # everything once, in under half a minute; too short to learn anything worth seeing
+        "steps": 800, "memory": 2_000, "learn_start": 200, "copy": 50, "eps_decay": 0.97, "envs": 4,
+        "eval_every": 800, "eval_episodes": 2},
+}
+LIMITS = ("episodes", "steps", "minutes", "until_clear", "checkpoint_minutes", "threads")  # may change on --resume
+TRAINED = Path(__file__).parent / "results" / "mario_1-1.pt"  # the network that comes with the program
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(message.removeprefix("argument "))
+
+
+def number(kind, low, high=math.inf):
+    """A converter for argparse that refuses what is out of range, and says what is right."""
+    def convert(text):
+        try:
+            if low <= kind(text) <= high:
+                return kind(text)
+        except ValueError:
+            pass
+        limit = f"from {low} to {high}" if high < math.inf else f"of at least {low}"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number {limit}")
+    return convert
+
+
+def matching(pattern, example):
+    def convert(text):
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not like {example}")
+        return text
+    return convert
+
+
+def build_parser():
+    parser = Parser(prog="mario_ddqn.py", argument_default=argparse.SUPPRESS, allow_abbrev=False,
+                    description="Deep Q-learning plays Super Mario Bros World 1-1 from pixels.")
+    whole, real = (lambda low, high=math.inf: number(int, low, high)), (lambda low, high: number(float, low, high))
+
+    what = parser.add_argument_group("what to do (without any of these: train)")
+    what.add_argument("--resume", metavar="RUN", help="continue a run; only its limits may change")
+    what.add_argument("--plot", nargs="+", metavar="RUN", help="draw the reward curves of runs into --out FILE")
+    trained = {"nargs": "?", "const": str(TRAINED), "metavar": "RUN|FILE"}
+    what.add_argument("--evaluate", **trained, help="clear rate of a run's best network (or the trained one) over "
+                      "--episodes (default: 100) with --noise")
+    what.add_argument("--watch", **trained, help="look at it play --episodes (default: 1)")
+    what.add_argument("--record", metavar="CLIP", type=matching(r".+\.(gif|mp4)", "clip.gif or clip.mp4"),
+                      help="with --watch: write a .gif or .mp4 instead of opening a window")
+    what.add_argument("--noise", choices=NOISES, default="none", help="for --evaluate and --watch: noop (0 to 30 idle "
+                      "steps first), epsilon (0.05 random actions), sticky (the last action again with probability "
+                      "0.25), none (default)")
+    what.add_argument("--out", metavar="FILE", help="the file that --plot (png, svg, pdf) or --evaluate (json) writes")
+    what.add_argument("--x", choices=("episodes", "steps", "minutes"), default="episodes", help="axis of --plot")
+    what.add_argument("--name", help="the new run's folder below --runs (default: single-1, tutorial-1, …)")
+    what.add_argument("--runs", metavar="DIR", default="runs", help="the folder of all runs (default: runs)")
+    what.add_argument("--force", action="store_true", help="overwrite the run of that name")
+
+    def setting(group, name, default, help, **more):
+        DEFAULTS[name.replace("-", "_")] = default
+        group.add_argument("--" + name, help=f"{help} (default: {default})", **more)
+
+    group = parser.add_argument_group("algorithm")
+    setting(group, "double", "single", "target rule. Without it: one network; alone: the tutorial's target network; "
+            "hasselt: van Hasselt's double rule", nargs="?", const="tutorial", choices=RULES)
+    setting(group, "preset", "default", "a set of settings", choices=PRESETS)
+    setting(group, "gamma", 0.95, "discount γ of one step", type=real(0, 1))
+    setting(group, "n-step", 5, "rewards summed before the network's estimate takes over", type=whole(1, 100))
+    setting(group, "lr", 2.5e-4, "learning rate of Adam", type=real(1e-8, 1))
+    setting(group, "batch", 32, "transitions per update", type=whole(1, 4096))
+    setting(group, "train-every", 4, "environment steps per update", type=whole(1, 10_000))
+    setting(group, "copy", 500, "updates between two copies to the target network", type=whole(1))
+    setting(group, "memory", 100_000, "frames in the replay memory, 7063 bytes each", type=whole(1000))
+    setting(group, "learn-start", 2_000, "frames in memory before the first update", type=whole(1))
+    setting(group, "reward-scale", 1.0, "factor on the reward before it is learnt from", type=real(1e-6, 1e3))
+    setting(group, "eps-start", 1.0, "first ε", type=real(0, 1))
+    setting(group, "eps-decay", 0.9995, "factor on ε per update", type=real(0, 1))
+    setting(group, "eps-min", 0.02, "last ε", type=real(0, 1))
+    setting(group, "hold", 16, "longest hold of a random action in steps; 0: plain ε-greedy", type=whole(0, 1000))
+    setting(group, "train-noise", "noop", "noise in the training games, as --noise", choices=NOISES)
+    group = parser.add_argument_group("run")
+    setting(group, "episodes", 10_000, "episodes to train", type=whole(1))
+    setting(group, "steps", 0, "stop after so many environment steps; 0: no limit", type=whole(0))
+    setting(group, "minutes", 0, "stop after so many minutes; 0: no limit", type=real(0, 1e6))
+    setting(group, "until-clear", 0, "stop when an exam clears this share; 0: never", type=real(0, 1))
+    setting(group, "eval-every", 25_000, "environment steps between exams; 0: no exams", type=whole(0))
+    setting(group, "eval-episodes", 20, "episodes of an exam", type=whole(1))
+    setting(group, "checkpoint-minutes", 10, "minutes between checkpoints", type=real(0, 1e6))
+    setting(group, "stage", "1-1", "world and stage", type=matching("[1-8]-[1-4]", "1-1"))
+    setting(group, "envs", 8, "games side by side; 1: the tutorial's serial loop", type=whole(1, 256))
+    setting(group, "seed", 0, "start of every random generator", type=whole(0, 2**31))
+    setting(group, "device", "auto", "where the networks calculate", choices=("auto", "cpu", "cuda"))
+    setting(group, "precision", "auto", "auto: bfloat16 on processors that have it",
+            choices=("auto", "float32", "bfloat16"))
+    setting(group, "threads", 0, "threads of PyTorch; 0: its own choice", type=whole(0, 1024))
+    return parser
+
+
+def parse_args(argv=None):
+    """What was typed, over the preset, over the defaults. `settings` is the part that belongs to a run."""
+    typed = vars(build_parser().parse_args(argv))
+    modes = [name for name in ("resume", "plot", "evaluate", "watch", "record") if name in typed]
+    if len(modes) > 1 and modes != ["watch", "record"]:
+        raise UserError(f"--{modes[0]} and --{modes[1]} do not go together")
+    args = argparse.Namespace(mode=modes[0] if modes else "train", typed=typed, out=None, name=None, record=None,
+                              watch=str(TRAINED))
+    vars(args).update({**DEFAULTS, **PRESETS[typed.get("preset", "default")], **typed})
+    if args.mode in ("evaluate", "watch", "record"):
+        args.episodes = typed.get("episodes", 100 if args.mode == "evaluate" else 1)
+    args.settings = argparse.Namespace(**{name: getattr(args, name) for name in DEFAULTS})
+    return args
+
+
+def start(args):
+    """A new run in a new folder."""
+    name = args.name or next(name for k in range(1, 10**6)
+                             if not Path(args.runs, name := f"{args.double}-{k}").exists())
+    folder = Path(args.runs, name)
+    if folder.exists() and not args.force:
+        raise UserError(f"--name: {folder} exists already; --force overwrites it, --resume {folder} continues it")
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (path for ending in ("*.pt", "*.json", "*.csv", "*.png") for path in folder.glob(ending)):
+        old.unlink()
+    print(f"run {folder}")
+    run(args.settings, folder)
+
+
+def resume(args):
+    """An earlier run, from its last checkpoint."""
+    folder = Path(args.resume)
+    checkpoint, saved = load_file(folder / "last.pt")
+    for name in args.typed:
+        if name not in LIMITS and name in DEFAULTS:
+            raise UserError(f"--{name.replace('_', '-')}: a resumed run keeps its settings, except --"
+                            + ", --".join(LIMITS).replace("_", "-"))
+    limits = {name: args.typed[name] for name in LIMITS if name in args.typed}
+    run(argparse.Namespace(**{**DEFAULTS, **saved, **limits}), folder, checkpoint)
+
+
+def plot(args):
+    if not args.out or Path(args.out).suffix not in (".png", ".svg", ".pdf"):
+        raise UserError("--plot: --out FILE is missing, a .png, .svg or .pdf")
+    folders = [Path(name) for name in args.plot]
+    for folder in folders:
+        if not (folder / "episodes.csv").exists() or not (folder / "settings.json").exists():
+            raise UserError(f"--plot: {folder} is not a run: it has no episodes.csv or no settings.json")
+    plot_rewards(folders, Path(args.out), args.x)
+    print(f"saved {args.out}")
+
+
+def main(argv=None):
+    try:
+        args = parse_args(argv)
+        modes = {"resume": resume, "plot": plot, "evaluate": evaluate, "watch": show, "record": show}
+        modes.get(args.mode, start)(args)
+        return 0
+    except UserError as error:
+        message = str(error)
+    except OSError as error:
+        message = f"{error.filename}: {error.strerror}"
+    except KeyboardInterrupt:
+        return 130
+    print(f"mario_ddqn.py: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
