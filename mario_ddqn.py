@@ -22,6 +22,7 @@ import zlib
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from textwrap import fill
 
@@ -244,13 +245,13 @@ class ReplayMemory:
     """The last `capacity` frames of play, first in, first out, each stored once as 84×84 uint8.
 
     A state is four frames and shares three of them with the next one, so two float stacks per transition
-    (225,800 bytes) hold mostly copies. Here every emulator writes a ring of single frames, 7,063 bytes a
+    (225,800 bytes) hold mostly copies. Here every emulator writes a ring of single frames, 7,067 bytes a
     step, and `sample` puts the stacks together again, just as BufferWrapper made them. Counters never wrap;
     counter % size is the place in the ring. An episode of T steps takes T + 1 places: its last frame is
     kept as well. n-step sums are made on sampling and never cross an episode's end.
     """
 
-    SMALL = ("actions", "rewards", "age", "end", "head", "fresh")
+    SMALL = ("actions", "rewards", "age", "end", "priority", "head", "fresh")
 
     def __init__(self, capacity, n_envs=1, stack=4, frame_shape=(84, 84)):
         self.size = math.ceil(capacity / n_envs)  # places per emulator
@@ -261,12 +262,13 @@ class ReplayMemory:
         self.rewards = np.zeros((n_envs, self.size), np.float32)
         self.age = np.zeros((n_envs, self.size), np.uint8)  # frames before this one in its episode, up to stack - 1
         self.end = np.zeros((n_envs, self.size), np.uint8)  # 0: goes on, 1: terminated here, 2: truncated here
+        self.priority = np.zeros((n_envs, self.size), np.float32)  # 0: an episode's last frame, no action taken
         self.head = np.zeros(n_envs, np.int64)              # frames ever written, per emulator
         self.fresh = np.ones(n_envs, bool)                  # the next transition starts an episode
 
     @property
     def nbytes(self):
-        return sum(a.nbytes for a in (self.frames, self.actions, self.rewards, self.age, self.end))
+        return sum(a.nbytes for a in (self.frames, self.actions, self.rewards, self.age, self.end, self.priority))
 
     def __len__(self):
         return int(np.minimum(self.head, self.size).sum())
@@ -275,7 +277,7 @@ class ReplayMemory:
         at = self.head[env] % self.size
         self.frames[env, at] = np.rint(state[-1] * 255)  # the float state's newest frame, back to whole numbers
         self.age[env, at] = min(age, self.stack - 1)
-        self.end[env, at] = 0
+        self.end[env, at] = self.priority[env, at] = 0
         self.head[env] += 1
 
     def push(self, state, action, reward, next_state, terminal, truncated=False, env=0):
@@ -284,6 +286,7 @@ class ReplayMemory:
             self._push_frame(state, env, age=0)
         at = (self.head[env] - 1) % self.size
         self.actions[env, at], self.rewards[env, at] = action, reward
+        self.priority[env, at] = max(1.0, self.priority.max())  # new: to be seen soon
         self.end[env, at] = 1 if terminal else 2 if truncated else 0
         self._push_frame(next_state, env, age=int(self.age[env, at]) + 1)
         self.fresh[env] = bool(terminal or truncated)
@@ -294,27 +297,31 @@ class ReplayMemory:
         stacks[-back > self.age[env, counter % self.size][:, None]] = 0        # black before the episode began
         return stacks
 
-    def _valid(self, env, counter, n_step):
-        """Which places hold a whole transition: an action, the frames before it, and n steps or an end after."""
+    def _whole(self, env, counter, n_step):
+        """Which places begin a whole transition: four frames up to it, n steps or the episode's end after it."""
         oldest, newest = np.maximum(self.head[env] - self.size, 0), self.head[env] - 1
         ahead = np.minimum(counter[:, None] + np.arange(n_step), newest[:, None])  # (B, n)
         ends = self.end[env[:, None], ahead % self.size] > 0
-        last_frame = (counter == newest) | (self.age[env, (counter + 1) % self.size] == 0)  # no action was taken here
-        whole = counter - self.age[env, counter % self.size] >= oldest
-        return ~last_frame & whole & ((counter + n_step <= newest) | ends.any(1))
+        begins = counter - self.age[env, counter % self.size] >= oldest
+        return begins & ((counter + n_step <= newest) | ends.any(1)) & (self.priority[env, counter % self.size] > 0)
 
     def sample(self, batch, rng, n_step=1, gamma=1.0):
-        """`batch` transitions, uniformly. Returns states (B, 4, 84, 84) uint8, actions (B,) int64, rewards
-        (B,) float32 summed over up to n steps, next_states (B, 4, 84, 84) uint8, terminals (B,) float32 and
-        discounts (B,) float32, the power of γ that belongs to next_states."""
-        counts = np.minimum(self.head, self.size)
+        """`batch` transitions, each drawn in proportion to its priority (all equal: uniformly). Returns states
+        (B, 4, 84, 84) uint8, actions (B,) int64, rewards (B,) float32 summed over up to n steps, next_states
+        (B, 4, 84, 84) uint8, terminals (B,) float32 and discounts (B,) float32, the power of γ that belongs to
+        next_states. `drawn` keeps their places, `chance` (B,) how many times likelier than uniformly each was drawn."""
+        cumulative = np.cumsum(self.priority, dtype=np.float64)               # (E · size,)
         env, counter = np.empty(0, np.int64), np.empty(0, np.int64)
         for _ in range(1000):  # draw, keep what is whole (nearly all), draw again for the rest
-            e = rng.choice(len(counts), size=batch - len(env), p=counts / counts.sum())
-            c = self.head[e] - 1 - rng.integers(counts[e])
-            keep = self._valid(e, c, n_step)
+            place = np.searchsorted(cumulative, rng.random(batch - len(env)) * cumulative[-1], side="right")
+            e, at = np.divmod(np.minimum(place, len(cumulative) - 1), self.size)
+            newest = self.head[e] - 1
+            c = newest - (newest - at) % self.size                            # place in the ring -> counter
+            keep = self._whole(e, c, n_step)
             env, counter = np.append(env, e[keep]), np.append(counter, c[keep])
             if len(env) == batch:
+                self.drawn = env, counter % self.size
+                self.chance = self.priority[self.drawn] * (np.count_nonzero(self.priority) / cumulative[-1])
                 return self.gather(env, counter, n_step, gamma)
         raise RuntimeError("the replay memory holds no whole transition: it is too small")
 
@@ -357,11 +364,12 @@ class DQNAgent:
 
     def __init__(self, input_shape, n_actions, rule="tutorial", gamma=0.9, lr=2.5e-4, batch=32, memory=30_000,
                  copy=5_000, eps_start=1.0, eps_decay=0.99, eps_min=0.02, n_step=1, hold=0, reward_scale=1.0,
-                 learn_start=32, n_envs=1, seed=0, device="cpu", bf16=False):
+                 priority=0.0, learn_start=32, n_envs=1, seed=0, device="cpu", bf16=False):
         self.rule, self.gamma, self.batch, self.copy, self.n_step = rule, gamma, batch, copy, n_step
         self.eps_start, self.eps_decay, self.eps_min = eps_start, eps_decay, eps_min
-        self.hold, self.reward_scale, self.learn_start = hold, reward_scale, max(learn_start, batch)
-        self.n_actions, self.device, self.bf16 = n_actions, torch.device(device), bf16
+        self.hold, self.reward_scale, self.priority = hold, reward_scale, priority
+        self.learn_start = max(learn_start, batch)
+        self.n_actions, self.device = n_actions, torch.device(device)
         with torch.random.fork_rng(devices=[]):  # the seed decides the first weights, and nothing else
             torch.manual_seed(seed)
             self.local_net = DQNSolver(input_shape, n_actions).to(self.device, memory_format=torch.channels_last)
@@ -370,6 +378,7 @@ class DQNAgent:
         self.optimiser = torch.optim.Adam(self.local_net.parameters(), lr=lr, fused=True)
         self.memory = ReplayMemory(memory, n_envs, input_shape[0], input_shape[1:])
         self.rng_act, self.rng_replay = (np.random.default_rng([seed, k]) for k in (1, 2))
+        self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=bf16)
         self.updates = 0
         self.held = np.zeros((2, n_envs), np.int64)  # the held action, and for how many more steps
 
@@ -407,7 +416,7 @@ class DQNAgent:
             self.held[1, env] = 0
 
     def recall(self):
-        """A uniform batch, as tensors: states, actions, rewards, next_states, terminals, discounts."""
+        """A batch (uniform when `priority` is 0): states, actions, rewards, next_states, terminals, discounts."""
         sample = self.memory.sample(self.batch, self.rng_replay, self.n_step, self.gamma)
         state, action, reward, next_state, terminal, discount = (torch.from_numpy(x).to(self.device) for x in sample)
         state, next_state = (x.contiguous(memory_format=torch.channels_last).float().div_(255)
@@ -435,15 +444,20 @@ class DQNAgent:
         if self.rule != "single" and self.updates % self.copy == 0:
             self.copy_model()
         state, action, reward, next_state, terminal, discount = self.recall()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            with torch.no_grad():  # no gradient through the target, in any rule
-                td_target = self.td_target(reward, next_state, terminal, discount)    # (B,)
+        with torch.no_grad(), self.autocast():  # no gradient through the target, in any rule
+            td_target = self.td_target(reward, next_state, terminal, discount)        # (B,)
+        with self.autocast():  # a second one: the first has kept weights without gradients
             q_values = self.local_net(state).gather(1, action[:, None]).squeeze(1)    # (B,) Q(s, a)
-        # L = mean Huber(Q(s, a) − target)
-        loss = functional.smooth_l1_loss(q_values.float(), td_target)
+        # L = mean w · Huber(Q(s, a) − target),  w ~ chance^-0.4: what is drawn more often weighs less
+        weight = torch.from_numpy(self.memory.chance ** -0.4).to(self.device, torch.float32)
+        huber = functional.smooth_l1_loss(q_values.float(), td_target, reduction="none")  # (B,)
+        loss = (weight / weight.max() * huber).mean()
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
+        if self.priority:  # p = |δ|^priority: more of what surprised (Schaul et al. 2016, sections 3.3 and 3.4)
+            surprise = (q_values.detach().float() - td_target).abs().cpu().numpy()
+            self.memory.priority[self.memory.drawn] = (surprise + 0.01) ** self.priority
         self.updates += 1
         return loss.detach(), q_values.detach().float().mean()
 
@@ -460,12 +474,12 @@ COLUMNS = {"episode": int, "env_steps": int, "seconds": float, "return": float, 
 
 def write_atomically(path, write):
     """`write(file)` fills a temporary file beside `path`, which then takes its name: whole or not at all."""
-    partial = path.with_name("partial-" + path.name)  # the ending stays: it tells some writers the format
-    with open(partial, "wb") as file:
+    unfinished = path.with_name("partial-" + path.name)  # the ending stays: it tells some writers the format
+    with open(unfinished, "wb") as file:
         write(file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, path)
+    os.replace(unfinished, path)
 
 
 def write_json(path, content):
@@ -516,12 +530,12 @@ def choose_device(device, precision):
 def make_agent(args):
     """A new agent for these settings. Says what its memory will take; refuses what does not fit."""
     device, bf16 = choose_device(args.device, args.precision)
-    available, frame = available_memory(), 84 * 84 + 7
+    available, frame = available_memory(), 84 * 84 + 11
     if available and args.memory * frame > 0.9 * available:
         raise UserError(f"--memory {args.memory} needs {args.memory * frame / 1e9:.1f} GB and {available / 1e9:.1f} GB "
                         f"are free; at most --memory {int(0.9 * available / frame)} fits")
     names = ("gamma", "lr", "batch", "memory", "copy", "eps_start", "eps_decay", "eps_min", "n_step", "hold",
-             "reward_scale", "learn_start", "seed")
+             "reward_scale", "priority", "learn_start", "seed")
     agent = DQNAgent((4, 84, 84), len(RIGHT_ONLY), rule=args.double, n_envs=args.envs, device=device, bf16=bf16,
                      **{name: getattr(args, name) for name in names})
     print(f"replay memory: {args.memory} frames, {agent.memory.nbytes / 1e9:.2f} GB once it is full; learning on "
@@ -796,16 +810,16 @@ def show(args):
 
 def write_clip(path, pictures, fps=15):
     """pictures: (264, 256, 3) uint8 each, in OpenCV's order B, G, R -> a GIF or MP4."""
-    partial = path.with_name("partial-" + path.name)
+    unfinished = path.with_name("partial-" + path.name)
     if path.suffix == ".gif":
         first, *others = (Image.fromarray(picture[:, :, ::-1].copy()).quantize(64) for picture in pictures)
-        first.save(partial, save_all=True, append_images=others, duration=1000 // fps, loop=0)
+        first.save(unfinished, save_all=True, append_images=others, duration=1000 // fps, loop=0)
     else:
-        video = cv2.VideoWriter(str(partial), cv2.VideoWriter_fourcc(*"mp4v"), fps, pictures[0].shape[1::-1])
+        video = cv2.VideoWriter(str(unfinished), cv2.VideoWriter_fourcc(*"mp4v"), fps, pictures[0].shape[1::-1])
         for picture in pictures:
             video.write(picture)
         video.release()
-    os.replace(partial, path)
+    os.replace(unfinished, path)
 
 
 def plot_rewards(folders, out, x="episodes", window=100):
@@ -840,7 +854,8 @@ PRESETS = {
     "tutorial": {  # the tutorial's settings, to the letter
         "envs": 1, "gamma": 0.90, "lr": 2.5e-4, "batch": 32, "memory": 30_000, "train_every": 1, "copy": 5_000,
         "eps_start": 1.0, "eps_decay": 0.99, "eps_min": 0.02, "episodes": 10_000, "n_step": 1, "hold": 0,
-        "reward_scale": 1.0, "learn_start": 32, "train_noise": "none", "precision": "float32", "eval_every": 0},
+        "reward_scale": 1.0, "priority": 0.0, "learn_start": 32, "train_noise": "none",
+        "precision": "float32", "eval_every": 0},
     "quick": {  # everything once, in under half a minute; too short to learn anything worth seeing
         "steps": 800, "memory": 2_000, "learn_start": 200, "copy": 50, "eps_decay": 0.97, "envs": 4,
         "eval_every": 800, "eval_episodes": 2},
@@ -904,7 +919,7 @@ def build_parser():
 
     group = parser.add_argument_group("algorithm")
     setting(group, "double", "single", "target rule. Without it: one network; alone: the tutorial's target network; "
-            "hasselt: van Hasselt's double rule", nargs="?", const="tutorial", choices=RULES)
+            "hasselt: van Hasselt's double rule", nargs="?", const="tutorial", choices=RULES[1:])
     setting(group, "preset", "default", "a set of settings", choices=PRESETS)
     setting(group, "gamma", 0.95, "discount γ of one step", type=real(0, 1))
     setting(group, "n-step", 5, "rewards summed before the network's estimate takes over", type=whole(1, 100))
@@ -912,9 +927,10 @@ def build_parser():
     setting(group, "batch", 32, "transitions per update", type=whole(1, 4096))
     setting(group, "train-every", 4, "environment steps per update", type=whole(1, 10_000))
     setting(group, "copy", 500, "updates between two copies to the target network", type=whole(1))
-    setting(group, "memory", 100_000, "frames in the replay memory, 7063 bytes each", type=whole(1000))
+    setting(group, "memory", 100_000, "frames in the replay memory, 7067 bytes each", type=whole(1000))
     setting(group, "learn-start", 2_000, "frames in memory before the first update", type=whole(1))
-    setting(group, "reward-scale", 1.0, "factor on the reward before it is learnt from", type=real(1e-6, 1e3))
+    setting(group, "priority", 0.5, "exponent of prioritised replay; 0: every transition alike", type=real(0, 1))
+    setting(group, "reward-scale", 0.0667, "factor on the reward before it is learnt from", type=real(1e-6, 1e3))
     setting(group, "eps-start", 1.0, "first ε", type=real(0, 1))
     setting(group, "eps-decay", 0.9995, "factor on ε per update", type=real(0, 1))
     setting(group, "eps-min", 0.02, "last ε", type=real(0, 1))
