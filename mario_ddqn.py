@@ -26,6 +26,8 @@ from functools import partial
 from pathlib import Path
 from textwrap import fill
 
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # PyTorch's idle threads sleep: the emulators need their cores
+
 import cv2
 import numpy as np
 import torch
