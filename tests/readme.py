@@ -3,6 +3,7 @@
     python tests/readme.py           writes them between their marks in README.md
     python tests/readme.py --check   says whether they are up to date (a test calls this)
 """
+import json
 import re
 import subprocess
 import sys
@@ -70,25 +71,68 @@ def throughput():
                           check=True, capture_output=True, text=True).stdout.strip()
 
 
+def clear_rates():
+    """The evaluations of the network in results/, and the run that it comes from."""
+    results = ROOT / "results"
+    lines = ["| noise | episodes | cleared | 95 % interval | mean furthest x |", "| --- | --- | --- | --- | --- |"]
+    for noise in ("none", "noop", "epsilon", "sticky"):
+        one = json.loads((results / f"evaluation-mario_1-1-{noise}.json").read_text())
+        low, high = one.get("wilson_95", (None, None))
+        interval = f"{low:.0%} to {high:.0%}" if low is not None else "one trajectory, not a rate"
+        cells = [f"`{noise}`", one["episodes"], one["cleared"], interval, round(one["mean_furthest_x"])]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    rows = mario_ddqn.read_rows(results / "training" / "episodes.csv")
+    exams = json.loads((results / "training" / "exams.json").read_text())
+    best = max(exams, key=lambda exam: exam["score"])
+    first = next((row for row in rows if row["cleared"]), None)
+    clear = "it never cleared the level" if not first else (
+        f"its first clear was episode {first['episode']}, after {first['env_steps']:,} steps and "
+        f"{first['seconds'] / 60:.0f} minutes")
+    lines += ["", f"The run: {len(rows):,} episodes, {rows[-1]['env_steps']:,} steps, {rows[-1]['seconds'] / 60:.0f} "
+              f"minutes; {clear}; the exam that made this network the best came after {best['steps']:,} steps and "
+              f"{best['minutes']:.0f} minutes, with {best['cleared']} of {best['episodes']} cleared."]
+    return "\n".join(lines)
+
+
+def trials():
+    """One line per trial: the mean return of the last 100 episodes after so many steps, from its CSV."""
+    marks = (20_000, 30_000, 40_000, 60_000)
+    lines = ["| run | change | expected | " + " | ".join(f"{mark // 1000}k steps" for mark in marks) + " | kept |",
+             "| --- " * (len(marks) + 4) + "|"]
+    for trial in json.loads((ROOT / "results" / "trials" / "trials.json").read_text()):
+        rows = mario_ddqn.read_rows(ROOT / "results" / "trials" / f"{trial['run']}.csv")
+        cells = []
+        for mark in marks:
+            before = [row["return"] for row in rows if row["env_steps"] <= mark][-100:]
+            cells.append(f"{sum(before) / len(before):.0f}" if rows[-1]["env_steps"] >= 0.97 * mark else "–")
+        cells = [trial["run"], trial["change"], trial["expected"], *cells, trial["kept"]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 BLOCKS = {"mario flags": lambda: flags(mario_ddqn.build_parser()),
           "grid flags": lambda: flags(grid_qlearning.make_parser()),
-          "settings": settings, "throughput": throughput}
+          "settings": settings, "throughput": throughput, "trials": trials,
+          "clear rates": clear_rates}
 
 
 def updated(text):
-    for name, make in BLOCKS.items():
-        pattern = rf"(<!-- {name}: .*?-->\n).*?(\n<!-- end -->)"
-        if not re.search(pattern, text, re.S):
-            raise SystemExit(f"README.md has no block '{name}'")
-        made = make()
-        text = re.sub(pattern, lambda m, made=made: m[1] + made + m[2], text, count=1, flags=re.S)
-    return text
+    """The text with every block between its marks (<!-- name: ... --> and <!-- end -->) made anew."""
+    def make(match):
+        return f"{match[1]}{BLOCKS[match[2]]()}\n\n<!-- end -->"
+    return re.sub(r"(<!-- ([a-z ]+): [^>]*-->\n\n).*?<!-- end -->", make, text, flags=re.S)
+
+
+def main(check):
+    for path in (ROOT / "README.md", ROOT / "results" / "trials" / "README.md"):
+        old = path.read_text()
+        new = updated(old)
+        if check and old != new:
+            return f"{path.name} is not up to date: python tests/readme.py"
+        if not check:
+            path.write_text(new)
+    return 0
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    old = readme.read_text()
-    new = updated(old)
-    if "--check" in sys.argv:
-        sys.exit(0 if old == new else "README.md is not up to date: python tests/readme.py")
-    readme.write_text(new)
+    sys.exit(main("--check" in sys.argv))
