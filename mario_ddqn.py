@@ -15,9 +15,11 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import sys
 import time
+import warnings
 import zlib
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
@@ -441,14 +443,14 @@ class DQNAgent:
 
     def experience_replay(self):
         """One update, when there is enough to learn from. Returns (loss, mean Q) as tensors, or None."""
-        if len(self.memory) < self.learn_start + self.n_step + 1:
+        if len(self.memory) < self.learn_start + (self.n_step + 1) * len(self.memory.head):
             return None
         if self.rule != "single" and self.updates % self.copy == 0:
             self.copy_model()
         state, action, reward, next_state, terminal, discount = self.recall()
         with torch.no_grad(), self.autocast():  # no gradient through the target, in any rule
             td_target = self.td_target(reward, next_state, terminal, discount)        # (B,)
-        with self.autocast():  # a second one: the first has kept weights without gradients
+        with self.autocast():
             q_values = self.local_net(state).gather(1, action[:, None]).squeeze(1)    # (B,) Q(s, a)
         # L = mean w · Huber(Q(s, a) − target),  w ~ chance^-0.4: what is drawn more often weighs less
         weight = torch.from_numpy(self.memory.chance ** -0.4).to(self.device, torch.float32)
@@ -529,13 +531,23 @@ def choose_device(device, precision):
     return device, precision == "bfloat16" or precision == "auto" and has_bf16
 
 
-def make_agent(args):
-    """A new agent for these settings. Says what its memory will take; refuses what does not fit."""
-    device, bf16 = choose_device(args.device, args.precision)
+def check_settings(args):
+    """Refuses what cannot work, before anything is written."""
+    choose_device(args.device, args.precision)
+    enough = max(args.learn_start, args.batch) + (args.n_step + 1) * args.envs
+    if args.memory < max(enough, 2 * (args.n_step + 2) * args.envs):
+        raise UserError(f"--memory {args.memory} is too small for --learn-start {args.learn_start}, --batch "
+                        f"{args.batch}, --n-step {args.n_step} and --envs {args.envs}: learning would never start")
     available, frame = available_memory(), 84 * 84 + 11
     if available and args.memory * frame > 0.9 * available:
         raise UserError(f"--memory {args.memory} needs {args.memory * frame / 1e9:.1f} GB and {available / 1e9:.1f} GB "
                         f"are free; at most --memory {int(0.9 * available / frame)} fits")
+
+
+def make_agent(args):
+    """A new agent for these settings. Says what its memory will take."""
+    check_settings(args)
+    device, bf16 = choose_device(args.device, args.precision)
     names = ("gamma", "lr", "batch", "memory", "copy", "eps_start", "eps_decay", "eps_min", "n_step", "hold",
              "reward_scale", "priority", "learn_start", "seed")
     agent = DQNAgent((4, 84, 84), len(RIGHT_ONLY), rule=args.double, n_envs=args.envs, device=device, bf16=bf16,
@@ -639,11 +651,16 @@ def run(args, folder, checkpoint=None):
     if not exams:
         save_network(folder / "best.pt", agent, args, None)
     plot_rewards([folder], folder / "rewards.png")
+    name, more = shlex.quote(str(folder)), f"--episodes {max(args.episodes, len(rows)) + 1000}"
+    if args.steps:
+        more += f" --steps {count['steps'] + 100_000}"
+    if args.minutes:
+        more += f" --minutes {count['seconds'] / 60 + 60:.0f}"
     print(f"{'stopped' if stop else 'finished'} after {len(rows)} episodes, {count['steps']} steps and "
           f"{count['seconds'] / 60:.1f} minutes; {sum(row['cleared'] for row in rows)} clears\n"
-          f"continue:    python mario_ddqn.py --resume {folder} --episodes {max(args.episodes, len(rows)) + 1000}\n"
-          f"clear rate:  python mario_ddqn.py --evaluate {folder} --noise noop\n"
-          f"watch it:    python mario_ddqn.py --watch {folder}")
+          f"continue:    python mario_ddqn.py --resume {name} {more}\n"
+          f"clear rate:  python mario_ddqn.py --evaluate {name} --noise noop\n"
+          f"watch it:    python mario_ddqn.py --watch {name}")
     return rows
 
 
@@ -735,8 +752,10 @@ def save_network(path, agent, args, exam):
 def load_file(path):
     """A checkpoint or network file, read without running any code from it, and its settings."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if content["format"] == 1:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(content, dict) and content["format"] == 1:
             return content, json.loads(content["settings"])
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
@@ -913,7 +932,7 @@ def build_parser():
     what.add_argument("--x", choices=("episodes", "steps", "minutes"), default="episodes", help="axis of --plot")
     what.add_argument("--name", help="the new run's folder below --runs (default: single-1, tutorial-1, …)")
     what.add_argument("--runs", metavar="DIR", default="runs", help="the folder of all runs (default: runs)")
-    what.add_argument("--force", action="store_true", help="overwrite the run of that name")
+    what.add_argument("--force", action="store_true", default=False, help="overwrite the run of that name")
 
     def setting(group, name, default, help, **more):
         DEFAULTS[name.replace("-", "_")] = default
@@ -978,6 +997,7 @@ def start(args):
     folder = Path(args.runs, name)
     if folder.exists() and not args.force:
         raise UserError(f"--name: {folder} exists already; --force overwrites it, --resume {folder} continues it")
+    check_settings(args.settings)
     folder.mkdir(parents=True, exist_ok=True)
     for old in (path for ending in ("*.pt", "*.json", "*.csv", "*.png") for path in folder.glob(ending)):
         old.unlink()
@@ -989,6 +1009,11 @@ def resume(args):
     """An earlier run, from its last checkpoint."""
     folder = Path(args.resume)
     checkpoint, saved = load_file(folder / "last.pt")
+    try:
+        DQNSolver((4, 84, 84), len(RIGHT_ONLY)).load_state_dict(checkpoint["local_net"])
+        checkpoint["count"]
+    except (KeyError, RuntimeError):
+        raise UserError(f"{folder / 'last.pt'}: damaged, or not a checkpoint of a run") from None
     for name in args.typed:
         if name not in LIMITS and name in DEFAULTS:
             raise UserError(f"--{name.replace('_', '-')}: a resumed run keeps its settings, except --"
@@ -1004,6 +1029,10 @@ def plot(args):
     for folder in folders:
         if not (folder / "episodes.csv").exists() or not (folder / "settings.json").exists():
             raise UserError(f"--plot: {folder} is not a run: it has no episodes.csv or no settings.json")
+        try:
+            json.loads((folder / "settings.json").read_text())["double"]
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"--plot: {folder}/settings.json is damaged") from None
     plot_rewards(folders, Path(args.out), args.x)
     print(f"saved {args.out}")
 
@@ -1011,6 +1040,9 @@ def plot(args):
 def main(argv=None):
     try:
         args = parse_args(argv)
+        for out in (args.out, args.record):
+            if out and not Path(out).parent.is_dir():
+                raise UserError(f"{out}: there is no folder {Path(out).parent}")
         modes = {"resume": resume, "plot": plot, "evaluate": evaluate, "watch": show, "record": show}
         modes.get(args.mode, start)(args)
         return 0

@@ -28,7 +28,7 @@ WHY = {  # the fourth column of the settings table
     "priority": "more of the transitions that surprised: deaths and pipes are rare among the running",
     "lr": "",
     "copy": "updates; a fifth of the wait for news from the future",
-    "eps-decay": "per update: the floor comes after thousands of updates, not after 389",
+    "eps-decay": "per update: the floor comes after thousands of updates, not after 390",
     "eps-min": "",
     "hold": "random actions are held for some steps: a high pipe needs the jump button held",
     "train-noise": "idle starts: no two episodes alike, so no trajectory can be learnt by heart",

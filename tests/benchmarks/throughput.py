@@ -34,9 +34,8 @@ from collections import deque
 from pathlib import Path
 from statistics import median
 
-ROOT = Path(__file__).resolve().parents[2]
 if multiprocessing.current_process().name in ("emulation", "b32", "bauto", "c"):
-    sys.path.insert(0, str(ROOT))
+    sys.path.insert(0, str(Path(__file__).parents[2]))
     import mario_ddqn  # before torch: it sets how torch's threads wait; only in the processes that are to run it
 
 import cv2
@@ -51,7 +50,7 @@ from gym_super_mario_bros.actions import RIGHT_ONLY
 from nes_py.wrappers import JoypadSpace
 
 gym.logger.set_level(gym.logger.ERROR)
-SAVED, CPUINFO = ROOT / "results" / "throughput.json", "/proc/cpuinfo"
+SAVED, CPUINFO = Path(__file__).resolve().parents[2] / "results" / "throughput.json", "/proc/cpuinfo"
 EPSILON, WARM_UP = 0.02, 0.5  # WARM_UP: seconds at the start of each turn that do not count
 SAME_WORK = ["--preset", "tutorial", "--double", "--precision"]
 PROGRAMS = {"plain": None, "b32": [*SAME_WORK, "float32"], "bauto": [*SAME_WORK, "auto"], "c": ["--double"]}
@@ -156,14 +155,15 @@ def plain(name, turns, args, folder):
 # ===== (b) and (c): mario_ddqn.py
 
 def mario(name, turns, args, folder):
-    """run(), with an agent that first fills its memory, and that stops in `act`, the top of run()'s loop, between
-    two turns. Or the games alone: the default number of them, random actions, resets included."""
+    """run() as it is, with an agent that fills its memory first and that between two turns stops in `act`, which is
+    the top of run()'s loop. Or the games alone: as many as by default, random actions, resets included."""
     defaults = mario_ddqn.parse_args([]).settings
     if name == "emulation":
         games, rng = mario_ddqn.Emulators(defaults.envs), np.random.default_rng(0)
+        for e in range(defaults.envs):
+            games.reset(e)
         turns.alone = {"emulation": lambda: [games.reset(e) if result[2] or result[3] else None for e, result in
                                              enumerate(games.step(rng.integers(5, size=defaults.envs)))]}
-        [games.reset(e) for e in range(defaults.envs)]
         turns.answer()
         turns.gate(0, 0)
     settings = mario_ddqn.parse_args([*PROGRAMS[name], "--threads", str(args.threads)]).settings
@@ -194,7 +194,8 @@ def mario(name, turns, args, folder):
                          bf16=mario_ddqn.choose_device("cpu", "auto")[1])
 
     mario_ddqn.DQNAgent = Agent
-    mario_ddqn.run(settings, Path(folder))
+    (run_folder := Path(folder, name)).mkdir()
+    mario_ddqn.run(settings, run_folder)
 
 
 # ===== A program's side of the measurement: real play to fill its memory with, and its turns
