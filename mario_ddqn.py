@@ -600,7 +600,8 @@ def run(args, folder, checkpoint=None):
                 or 0 < args.minutes * 60 <= count["seconds"])
 
     with stop_signals() as stop, open(folder / "episodes.csv", "a", newline="") as file, \
-            tqdm(total=args.episodes, initial=len(rows), unit="episode", dynamic_ncols=True) as bar:
+            tqdm(total=None if args.steps or args.minutes else args.episodes, initial=len(rows), unit="episode",
+                 dynamic_ncols=True) as bar:
         writer = csv.DictWriter(file, COLUMNS)
         while not stop and not limits_reached():
             # 1. Every game takes one step; the agent remembers it.
@@ -874,7 +875,7 @@ PRESETS = {
     "default": {},
     "tutorial": {  # the tutorial's settings, to the letter
         "envs": 1, "gamma": 0.90, "lr": 2.5e-4, "batch": 32, "memory": 30_000, "train_every": 1, "copy": 5_000,
-        "eps_start": 1.0, "eps_decay": 0.99, "eps_min": 0.02, "episodes": 10_000, "n_step": 1, "hold": 0,
+        "eps_start": 1.0, "eps_decay": 0.99, "eps_min": 0.02, "episodes": 10_000, "steps": 0, "n_step": 1, "hold": 0,
         "reward_scale": 1.0, "priority": 0.0, "learn_start": 32, "train_noise": "none",
         "precision": "float32", "eval_every": 0},
     "quick": {  # everything once, in under half a minute; too short to learn anything worth seeing
@@ -959,7 +960,7 @@ def build_parser():
     setting(group, "train-noise", "noop", "noise in the training games, as --noise", choices=NOISES)
     group = parser.add_argument_group("run")
     setting(group, "episodes", 10_000, "episodes to train", type=whole(1))
-    setting(group, "steps", 0, "stop after so many environment steps; 0: no limit", type=whole(0))
+    setting(group, "steps", 500_000, "stop after so many environment steps; 0: no limit", type=whole(0))
     setting(group, "minutes", 0, "stop after so many minutes; 0: no limit", type=real(0, 1e6))
     setting(group, "until-clear", 0, "stop when an exam clears this share; 0: never", type=real(0, 1))
     setting(group, "eval-every", 25_000, "environment steps between exams; 0: no exams", type=whole(0))

@@ -168,7 +168,7 @@ def mario(name, turns, args, folder):
         turns.gate(0, 0)
     settings = mario_ddqn.parse_args([*PROGRAMS[name], "--threads", str(args.threads)]).settings
     vars(settings).update(envs=defaults.envs, eps_start=EPSILON, eps_min=EPSILON, eval_every=0, episodes=10**9,
-                          checkpoint_minutes=1e6, device="cpu")
+                          steps=0, minutes=0, until_clear=0, checkpoint_minutes=1e6, device="cpu")
     settings.memory = defaults.memory if name == "c" else args.memory
     act = mario_ddqn.DQNAgent.act
 
