@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from textwrap import fill
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # PyTorch's idle threads sleep: the emulators need their cores
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # PyTorch's idle threads sleep: the emulators need their cores
 
 import cv2
 import numpy as np
@@ -313,7 +313,7 @@ class ReplayMemory:
         """`batch` transitions, each drawn in proportion to its priority (all equal: uniformly). Returns states
         (B, 4, 84, 84) uint8, actions (B,) int64, rewards (B,) float32 summed over up to n steps, next_states
         (B, 4, 84, 84) uint8, terminals (B,) float32 and discounts (B,) float32, the power of γ that belongs to
-        next_states. `drawn` keeps their places, `chance` (B,) how many times likelier than uniformly each was drawn."""
+        next_states. `drawn` keeps the places they came from."""
         cumulative = np.cumsum(self.priority, dtype=np.float64)               # (E · size,)
         env, counter = np.empty(0, np.int64), np.empty(0, np.int64)
         for _ in range(1000):  # draw, keep what is whole (nearly all), draw again for the rest
@@ -325,7 +325,6 @@ class ReplayMemory:
             env, counter = np.append(env, e[keep]), np.append(counter, c[keep])
             if len(env) == batch:
                 self.drawn = env, counter % self.size
-                self.chance = self.priority[self.drawn] * (np.count_nonzero(self.priority) / cumulative[-1])
                 return self.gather(env, counter, n_step, gamma)
         raise RuntimeError("the replay memory holds no whole transition: it is too small")
 
@@ -452,8 +451,8 @@ class DQNAgent:
             td_target = self.td_target(reward, next_state, terminal, discount)        # (B,)
         with self.autocast():
             q_values = self.local_net(state).gather(1, action[:, None]).squeeze(1)    # (B,) Q(s, a)
-        # L = mean w · Huber(Q(s, a) − target),  w ~ chance^-0.4: what is drawn more often weighs less
-        weight = torch.from_numpy(self.memory.chance ** -0.4).to(self.device, torch.float32)
+        # L = mean w · Huber(Q(s, a) − target),  w ~ priority^-0.4: what is drawn more often weighs less
+        weight = torch.from_numpy(self.memory.priority[self.memory.drawn] ** -0.4).to(self.device)
         huber = functional.smooth_l1_loss(q_values.float(), td_target, reduction="none")  # (B,)
         loss = (weight / weight.max() * huber).mean()
         self.optimiser.zero_grad()
