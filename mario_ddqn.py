@@ -856,7 +856,7 @@ def plot_rewards(folders, out, x="episodes", window=100):
         position = np.array([row[across] for row in rows]) / (60 if x == "minutes" else 1)
         rolling = [returns[max(0, i - window):i].mean() for i in range(1, len(rows) + 1)]
         label = fill(", ".join(f"{name} {settings[k].get(name)}" for name in differing) or folder.name, 50)
-        axes.plot(position, returns, color=f"C{k}", alpha=0.15, linewidth=0.7)
+        axes.plot(position, returns, color=f"C{k}", alpha=0.3, linewidth=0.7)
         axes.plot(position, rolling, color=f"C{k}", linewidth=2, label=f"{label} ({cleared.sum():.0f} clears)")
         axes.plot(position[cleared > 0], returns[cleared > 0], "*", color=f"C{k}", markersize=7,
                   markeredgecolor="black", markeredgewidth=0.4)
