@@ -822,8 +822,9 @@ def show(args):
         if key in (27, ord("q")) or cv2.getWindowProperty(title, cv2.WND_PROP_VISIBLE) < 1:
             raise KeyboardInterrupt
 
-    for result in play(q_values, args.episodes, args.noise, args.seed, settings["stage"], watch):
-        print("{0}: {end} at x = {end_x}, return {return:.0f}, {length} steps".format(path, **result))
+    with contextlib.suppress(KeyboardInterrupt):  # q, Esc, Ctrl-C or a closed window
+        for result in play(q_values, args.episodes, args.noise, args.seed, settings["stage"], watch):
+            print("{0}: {end} at x = {end_x}, return {return:.0f}, {length} steps".format(path, **result))
     if args.record:
         write_clip(Path(args.record), pictures)
         print(f"saved {args.record}: {len(pictures)} pictures")
