@@ -694,7 +694,7 @@ def load_training_state(saved, agent, games, tracks, rng_noise):
 # ===== 5. Evaluation and pictures. In: a trained network, or runs. Out: clear rates, clips, reward curves.
 
 def play(q_values, episodes, noise, seed, stage="1-1", watch=None, max_steps=1000):
-    """Greedy episodes, up to 8 at a time. Episode i draws its noise from a generator made of (seed, i),
+    """Greedy episodes, up to 8 at a time. Episode i draws its noise from a generator of its own,
     whichever emulator plays it. After `max_steps` agent steps (a clear takes about 300) it ends as not
     cleared. `watch(env, track, info, done)` is called after every step. Returns one dict per episode."""
     games, waiting, results = Emulators(1 if watch else min(8, episodes), stage), list(range(episodes)), {}
@@ -702,7 +702,7 @@ def play(q_values, episodes, noise, seed, stage="1-1", watch=None, max_steps=100
     while waiting or tracks:
         for e in set(range(len(games.envs))) - set(tracks):
             if waiting:
-                tracks[e] = Episode(np.random.default_rng([seed, waiting[0]]), noise)
+                tracks[e] = Episode(np.random.default_rng([seed, 4, waiting[0]]), noise)
                 tracks[e].number, states[e] = waiting.pop(0), games.reset(e)
         which = sorted(tracks)
         greedy = q_values(np.stack([states[e] for e in which])).argmax(1)
