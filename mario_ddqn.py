@@ -651,14 +651,14 @@ def run(args, folder, checkpoint=None):
     if not exams:
         save_network(folder / "best.pt", agent, args, None)
     plot_rewards([folder], folder / "rewards.png")
-    name, more = shlex.quote(str(folder)), f"--episodes {max(args.episodes, len(rows)) + 1000}"
-    if args.steps:
-        more += f" --steps {count['steps'] + 100_000}"
-    if args.minutes:
-        more += f" --minutes {count['seconds'] / 60 + 60:.0f}"
+    name, more = shlex.quote(str(folder)), ""
+    if not stop:  # a limit was reached: going on needs new ones
+        more += f" --episodes {max(args.episodes, len(rows)) + 1000}"
+        more += f" --steps {count['steps'] + 100_000}" if args.steps else ""
+        more += f" --minutes {count['seconds'] / 60 + 60:.0f}" if args.minutes else ""
     print(f"{'stopped' if stop else 'finished'} after {len(rows)} episodes, {count['steps']} steps and "
           f"{count['seconds'] / 60:.1f} minutes; {sum(row['cleared'] for row in rows)} clears\n"
-          f"continue:    python mario_ddqn.py --resume {name} {more}\n"
+          f"continue:    python mario_ddqn.py --resume {name}{more}\n"
           f"clear rate:  python mario_ddqn.py --evaluate {name} --noise noop\n"
           f"watch it:    python mario_ddqn.py --watch {name}")
     return rows
