@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -39,11 +40,15 @@ WHY = {  # the fourth column of the settings table
 }
 
 
+def last_hundred(rows, mark):
+    """The last 100 episodes that had ended after `mark` environment steps."""
+    return [row for row in rows if row["env_steps"] <= mark][-100:]
+
 
 def flags(parser):
     lines = ["| flag | what it does |", "| --- | --- |"]
     for action in parser._actions:
-        if action.help == "==SUPPRESS==" or "--help" in action.option_strings:
+        if "--help" in action.option_strings:
             continue
         name = action.option_strings[-1]
         values = action.metavar or ("" if action.nargs == 0 else action.dest.upper())
@@ -53,7 +58,7 @@ def flags(parser):
             values = f"[{values}]"
         values = values.replace("RUN|FILE", "RUN\\|FILE")
         helptext = (action.help % {"default": action.default}).replace("|", "\\|")
-        lines.append(f"| `{name}{' ' + values if values else ''}` | {helptext} |".replace("\\|`", "|`"))
+        lines.append(f"| `{name}{' ' + values if values else ''}` | {helptext} |")
     return "\n".join(lines)
 
 
@@ -101,10 +106,10 @@ def expect():
     rows = mario_ddqn.read_rows(ROOT / "results" / "training" / "episodes.csv")
     lines = ["| after | mean return of the last 100 episodes | cleared of them |", "| --- | --- | --- |"]
     for mark in (10_000, 25_000, 50_000, 100_000, 150_000, 200_000, 300_000, 400_000, 500_000):
-        last = [row for row in rows if row["env_steps"] <= mark][-100:]
         if mark <= rows[-1]["env_steps"] + 2_000:
-            mean = sum(row["return"] for row in last) / len(last)
-            lines.append(f"| {mark:,} steps | {mean:.0f} | {sum(row['cleared'] for row in last)} |")
+            last = last_hundred(rows, mark)
+            average = fmean([row["return"] for row in last])
+            lines.append(f"| {mark:,} steps | {average:.0f} | {sum(row['cleared'] for row in last)} |")
     return "\n".join(lines)
 
 
@@ -117,8 +122,8 @@ def trials():
         rows = mario_ddqn.read_rows(ROOT / "results" / "trials" / f"{trial['run']}.csv")
         cells = []
         for mark in marks:
-            before = [row["return"] for row in rows if row["env_steps"] <= mark][-100:]
-            cells.append(f"{sum(before) / len(before):.0f}" if rows[-1]["env_steps"] >= 0.97 * mark else "–")
+            average = fmean([row["return"] for row in last_hundred(rows, mark)])
+            cells.append(f"{average:.0f}" if rows[-1]["env_steps"] >= 0.97 * mark else "–")
         cells = [trial["run"], trial["change"], trial["expected"], *cells, trial["kept"]]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
