@@ -28,6 +28,11 @@ from functools import partial
 from pathlib import Path
 from textwrap import fill
 
+try:
+    import fcntl
+except ImportError:  # Windows: there a run is not locked
+    fcntl = None
+
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # PyTorch's idle threads sleep: the emulators need their cores
 
 import cv2
@@ -95,16 +100,32 @@ class MaxAndSkipEnv(gym.Wrapper):
 
 
 class ProcessFrame84(gym.ObservationWrapper):
-    """Grey (0.299 R + 0.587 G + 0.114 B), 84 wide × 110 high, and of that rows 18 to 101: no score line."""
+    """Grey (0.299 R + 0.587 G + 0.114 B), 84 wide × 110 high, and of that rows 18 to 101: no score line.
 
-    def __init__(self, env):
+    With `show_jump` a white line above the picture says that button A is down. Mario jumps only when it
+    goes down anew, and no picture shows where it is: an agent that cannot see its own thumb stands in front
+    of a step for ever, pressing A."""
+
+    def __init__(self, env, show_jump=False):
         super().__init__(env)
         self.observation_space = gym.spaces.Box(0, 255, (84, 84, 1), np.uint8)
+        self.show_jump, self.buttons = show_jump, 0
+
+    def reset(self, **kwargs):
+        self.buttons = 0
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        self.buttons = action  # one bit per button, as JoypadSpace has translated it; A is the lowest
+        return super().step(action)
 
     def observation(self, obs):
         grey = cv2.cvtColor(bgrx(obs), cv2.COLOR_BGRA2GRAY)                 # (240, 256) uint8
         small = cv2.resize(grey, (84, 110), interpolation=cv2.INTER_AREA)   # (110, 84) uint8
-        return small[18:102, :, None]                                       # (84, 84, 1) uint8
+        small = small[18:102]                                               # (84, 84) uint8
+        if self.show_jump and self.buttons & 1:
+            small[:4] = 255
+        return small[:, :, None]                                            # (84, 84, 1) uint8
 
 
 class ImageToPyTorch(gym.ObservationWrapper):
@@ -146,14 +167,14 @@ class ScaledFloatFrame(gym.ObservationWrapper):
         return obs.astype(np.float32) / 255.0  # (4, 84, 84) float32
 
 
-def make_env(stage="1-1"):
+def make_env(stage="1-1", show_jump=False):
     """The game as the agent sees it: states (4, 84, 84) float32 in [0, 1], five actions (RIGHT_ONLY).
 
     The reward of a frame is Δx + Δclock − 25 for dying, clipped to ±15; a step adds up four frames.
     """
     env = gym.make(f"SuperMarioBros-{stage}-v0", apply_api_compatibility=True, disable_env_checker=True)
     env = MaxAndSkipEnv(env)
-    env = ProcessFrame84(env)
+    env = ProcessFrame84(env, show_jump)
     env = ImageToPyTorch(env)
     env = BufferWrapper(env)
     env = ScaledFloatFrame(env)
@@ -165,10 +186,20 @@ class Emulators:
     Python's global lock, so threads are enough, and each game's result is the same however they are
     scheduled. `history[e]` are the actions of game e since its reset: with them it can be rebuilt."""
 
-    def __init__(self, count, stage="1-1"):
-        self.envs = [make_env(stage) for _ in range(count)]
+    def __init__(self, count, stage="1-1", show_jump=False):
+        self.envs = [make_env(stage, show_jump) for _ in range(count)]
         self.history = [[] for _ in range(count)]
         self.pool = ThreadPoolExecutor(min(count, os.cpu_count() or 1)) if count > 1 else None
+
+    def start(self, history):
+        """Every game anew, and then the actions of `history` (a list for each game, empty for a fresh start).
+        nes-py cannot save a game, but the game is deterministic. Returns states (E, 4, 84, 84) float32."""
+        def replay(e):
+            state = self.reset(e)
+            for action in history[e]:
+                state = self._step(e, action)[0]
+            return state
+        return np.stack(list((self.pool.map if self.pool else map)(replay, range(len(self.envs)))))
 
     def reset(self, e):
         self.history[e] = []
@@ -182,7 +213,10 @@ class Emulators:
 
     def _step(self, e, action):
         self.history[e].append(int(action))
-        return self.envs[e].step(int(action))
+        try:
+            return self.envs[e].step(int(action))
+        except Exception as error:
+            raise UserError(f"game {e} broke down in step {len(self.history[e])}: {error!r}") from error
 
     def close(self):
         if self.pool:
@@ -455,6 +489,8 @@ class DQNAgent:
         weight = torch.from_numpy(self.memory.priority[self.memory.drawn] ** -0.4).to(self.device)
         huber = functional.smooth_l1_loss(q_values.float(), td_target, reduction="none")  # (B,)
         loss = (weight / weight.max() * huber).mean()
+        if not torch.isfinite(loss):  # before it can spoil the weights
+            raise UserError(f"the loss of update {self.updates} is {loss:.0f}: try a smaller --lr or --reward-scale")
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
@@ -468,9 +504,24 @@ class DQNAgent:
         """local network -> target network"""
         self.target_net.load_state_dict(self.local_net.state_dict())
 
+    def state_dict(self):
+        """All that its next action and update depend on, for a checkpoint."""
+        generators = [rng.bit_generator.state for rng in (self.rng_act, self.rng_replay)]
+        return {"local_net": self.local_net.state_dict(), "target_net": self.target_net.state_dict(),
+                "optimiser": self.optimiser.state_dict(), "memory": self.memory.state_dict(), "updates": self.updates,
+                "held": torch.from_numpy(self.held), "generators": json.dumps(generators)}
+
+    def load_state_dict(self, saved):
+        for name in ("local_net", "target_net", "optimiser", "memory"):
+            getattr(self, name).load_state_dict(saved[name])
+        self.updates, self.held = saved["updates"], saved["held"].numpy().copy()
+        for rng, state in zip((self.rng_act, self.rng_replay), json.loads(saved["generators"]), strict=True):
+            rng.bit_generator.state = state
+
 
 # ===== 4. Training loop. In: the settings. Out: a folder with settings, one CSV row per episode, checkpoints, plot.
 
+FORMAT = 1  # of last.pt and best.pt: one more with every change that older files do not fit
 COLUMNS = {"episode": int, "env_steps": int, "seconds": float, "return": float, "length": int, "furthest_x": int,
            "cleared": int, "epsilon": float, "mean_q": float, "loss": float}
 
@@ -478,15 +529,28 @@ COLUMNS = {"episode": int, "env_steps": int, "seconds": float, "return": float, 
 def write_atomically(path, write):
     """`write(file)` fills a temporary file beside `path`, which then takes its name: whole or not at all."""
     unfinished = path.with_name("partial-" + path.name)  # the ending stays: it tells some writers the format
-    with open(unfinished, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    try:
+        with open(unfinished, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except (OSError, RuntimeError) as error:  # PyTorch's writer reports a full disk as a RuntimeError
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise UserError(f"{path} cannot be written, what was there before is untouched: "
+                        f"{getattr(error, 'strerror', None) or error}".splitlines()[0]) from error
 
 
 def write_json(path, content):
     write_atomically(path, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
+
+
+def read_settings(folder):
+    try:
+        return {**json.loads((folder / "settings.json").read_text())}
+    except (ValueError, TypeError):
+        raise UserError(f"{folder / 'settings.json'}: damaged") from None
 
 
 def read_rows(path):
@@ -497,6 +561,17 @@ def read_rows(path):
             with contextlib.suppress(TypeError, ValueError, KeyError):
                 rows.append({name: kind(row[name]) for name, kind in COLUMNS.items()})
     return rows
+
+
+def lock(folder):
+    """One program per run. The system takes the lock back when the program ends, however it ends."""
+    file = open(folder / "lock", "w")
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{folder}: another program is training this run") from None
+    return file
 
 
 @contextlib.contextmanager
@@ -530,9 +605,9 @@ def choose_device(device, precision):
     return device, precision == "bfloat16" or precision == "auto" and has_bf16
 
 
-def check_settings(args):
-    """Refuses what cannot work, before anything is written."""
-    choose_device(args.device, args.precision)
+def make_agent(args):
+    """A new agent for these settings, or a UserError when they cannot work. Says what its memory will take."""
+    device, bf16 = choose_device(args.device, args.precision)
     enough = max(args.learn_start, args.batch) + (args.n_step + 1) * args.envs
     if args.memory < max(enough, 2 * (args.n_step + 2) * args.envs):
         raise UserError(f"--memory {args.memory} is too small for --learn-start {args.learn_start}, --batch "
@@ -541,12 +616,6 @@ def check_settings(args):
     if available and args.memory * frame > 0.9 * available:
         raise UserError(f"--memory {args.memory} needs {args.memory * frame / 1e9:.1f} GB and {available / 1e9:.1f} GB "
                         f"are free; at most --memory {int(0.9 * available / frame)} fits")
-
-
-def make_agent(args):
-    """A new agent for these settings. Says what its memory will take."""
-    check_settings(args)
-    device, bf16 = choose_device(args.device, args.precision)
     names = ("gamma", "lr", "batch", "memory", "copy", "eps_start", "eps_decay", "eps_min", "n_step", "hold",
              "reward_scale", "priority", "learn_start", "seed")
     agent = DQNAgent((4, 84, 84), len(RIGHT_ONLY), rule=args.double, n_envs=args.envs, device=device, bf16=bf16,
@@ -568,42 +637,66 @@ def run(args, folder, checkpoint=None):
     """Trains: makes the run in `folder`, or continues it from its checkpoint. Returns one dict per episode."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    agent, games = make_agent(args), Emulators(args.envs, args.stage)
-    rng_noise = np.random.default_rng([args.seed, 3])
+    agent, rng_noise = make_agent(args), np.random.default_rng([args.seed, 3])
     tracks = [Episode(rng_noise, args.train_noise) for _ in range(args.envs)]
-    count = {"episodes": 0, "steps": 0, "credit": 0, "seconds": 0.0}
-    rows, exams, learnt = [], [], []
+    count, history = {"steps": 0, "credit": 0, "exams": 0, "seconds": 0.0}, [[]] * args.envs
+    rows, exams, learnt = [], [], []  # learnt: (loss, mean Q) of each update since the last episode's end
     if checkpoint:
-        count, exams = checkpoint["count"], checkpoint["exams"]
-        learnt = [tuple(torch.tensor(x) for x in pair) for pair in checkpoint["learnt"]]
-        rows = read_rows(folder / "episodes.csv")[:count["episodes"]]  # later ones will happen again
-        states = load_training_state(checkpoint, agent, games, tracks, rng_noise)
-    else:
-        states = np.stack([games.reset(e) for e in range(args.envs)])  # (E, 4, 84, 84) float32
+        try:
+            agent.load_state_dict(checkpoint)
+            count, history, exams = (checkpoint[name] for name in ("count", "history", "exams"))
+            rows, rng_noise.bit_generator.state = (json.loads(checkpoint[name]) for name in ("rows", "noise"))
+            learnt = [tuple(torch.tensor(x) for x in pair) for pair in checkpoint["learnt"]]
+            for track, values in zip(tracks, checkpoint["tracks"], strict=True):
+                vars(track).update(values)
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, zlib.error):
+            raise UserError(f"{folder / 'last.pt'}: damaged, or not a checkpoint of a run") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    locked, games = lock(folder), Emulators(args.envs, args.stage, args.show_jump == "yes")
+    states = games.start(history)  # (E, 4, 84, 84) float32
+    if not checkpoint:
+        for old in (path for ending in ("*.pt", "*.json", "*.csv", "*.png") for path in folder.glob(ending)):
+            old.unlink()
         write_json(folder / "settings.json", vars(args))
-    text = io.StringIO(newline="")
+    text = io.StringIO(newline="")  # rows later than the checkpoint go: they will happen again
     csv.DictWriter(text, COLUMNS).writeheader()
     csv.DictWriter(text, COLUMNS).writerows(rows)
     write_atomically(folder / "episodes.csv", lambda file: file.write(text.getvalue().encode()))
-    started = saved = time.perf_counter()
-    steps_before, seconds_before = count["steps"], count["seconds"]
 
     def save():
-        content = {"format": 1, "settings": json.dumps(vars(args)), "count": count, "exams": exams,
-                   "learnt": [(float(loss), float(q)) for loss, q in learnt],
-                   **training_state(agent, games, tracks, rng_noise)}
+        content = {"format": FORMAT, "settings": json.dumps(vars(args)), "count": count, "exams": exams,
+                   "rows": json.dumps(rows), "learnt": [(float(loss), float(q)) for loss, q in learnt],
+                   "noise": json.dumps(rng_noise.bit_generator.state), "history": games.history,
+                   "tracks": [{k: v for k, v in vars(track).items() if k not in ("rng", "noise")} for track in tracks],
+                   **agent.state_dict()}
         write_atomically(folder / "last.pt", lambda file: torch.save(content, file))
 
-    def limits_reached():
-        return (len(rows) >= args.episodes or 0 < args.steps <= count["steps"]
-                or 0 < args.minutes * 60 <= count["seconds"])
-
+    save()  # from now on the run can be continued, whatever happens
+    started = saved = time.perf_counter()
+    steps_before, seconds_before, enough = count["steps"], count["seconds"], False
     with stop_signals() as stop, open(folder / "episodes.csv", "a", newline="") as file, \
             tqdm(total=None if args.steps or args.minutes else args.episodes, initial=len(rows), unit="episode",
                  dynamic_ncols=True) as bar:
-        writer = csv.DictWriter(file, COLUMNS)
-        while not stop and not limits_reached():
-            # 1. Every game takes one step; the agent remembers it.
+        while True:
+            # 1. Now and then the agent is examined, and all is written down.
+            if args.eval_every and count["steps"] // args.eval_every > count["exams"]:
+                exam = examine(agent, args, count, stop)
+                if not stop:  # else it is taken again when the run is continued
+                    exams.append(exam)
+                    count["exams"] = count["steps"] // args.eval_every
+                    if exam["score"] >= max(exam["score"] for exam in exams):
+                        save_network(folder / "best.pt", agent, args, exam)
+                    write_json(folder / "exams.json", exams)
+                    tqdm.write("{minutes:6.1f} min, {steps} steps: a greedy exam of {episodes} noisy episodes: "
+                               "{cleared} cleared, mean furthest x {mean_furthest_x:.0f}".format(**exam))
+                    enough = 0 < args.until_clear <= exam["cleared"] / exam["episodes"]
+            if time.perf_counter() - saved > 60 * args.checkpoint_minutes:
+                save()
+                saved = time.perf_counter()
+            if (stop or enough or len(rows) >= args.episodes or 0 < args.steps <= count["steps"]
+                    or 0 < args.minutes * 60 <= count["seconds"]):
+                break
+            # 2. Every game takes one step; the agent remembers it.
             actions = [track.disturb(action) for track, action in zip(tracks, agent.act(states), strict=True)]
             for e, (next_state, reward, terminated, truncated, info) in enumerate(games.step(actions)):
                 agent.remember(states[e], actions[e], reward, next_state, terminated, truncated, env=e)
@@ -617,35 +710,20 @@ def run(args, folder, checkpoint=None):
                         len(rows) + 1, count["steps"], round(count["seconds"], 2), tracks[e].total_reward,
                         tracks[e].length, tracks[e].furthest_x, int(tracks[e].cleared), round(agent.epsilon, 5),
                         round(mean_q, 4), round(loss, 5)), strict=True)))
-                    writer.writerow(rows[-1])
+                    csv.DictWriter(file, COLUMNS).writerow(rows[-1])
                     file.flush()
-                    learnt, count["episodes"] = [], len(rows)
-                    tracks[e], states[e] = Episode(rng_noise, args.train_noise), games.reset(e)
+                    learnt, tracks[e], states[e] = [], Episode(rng_noise, args.train_noise), games.reset(e)
                     speed = (count["steps"] - steps_before) / (count["seconds"] - seconds_before)
                     returns, clears = zip(*((row["return"], row["cleared"]) for row in rows[-100:]), strict=True)
                     bar.set_postfix_str(f"{speed:.0f} steps/s, last {len(returns)}: return {np.mean(returns):.0f}, "
                                         f"clears {sum(clears)}, ε {agent.epsilon:.3f}", refresh=False)
                     bar.update()
-            # 2. The agent learns: one update for every `train_every` steps.
+            # 3. The agent learns: one update for every `train_every` steps.
             count["credit"] += args.envs
             while count["credit"] >= args.train_every:
                 count["credit"] -= args.train_every
                 update = agent.experience_replay()
                 learnt += [update] if update else []
-            # 3. Now and then it is examined, and all is written down.
-            if args.eval_every and count["steps"] % args.eval_every < args.envs:
-                exams.append(examine(agent, args, count))
-                if exams[-1]["score"] >= max(exam["score"] for exam in exams):
-                    save_network(folder / "best.pt", agent, args, exams[-1])
-                write_json(folder / "exams.json", exams)
-                tqdm.write("{minutes:6.1f} min, {steps} steps: a greedy exam of {episodes} noisy episodes: {cleared} "
-                           "cleared, mean furthest x {mean_furthest_x:.0f}".format(**exams[-1]))
-                if 0 < args.until_clear <= exams[-1]["cleared"] / exams[-1]["episodes"]:
-                    tqdm.write(f"--until-clear {args.until_clear} is reached")
-                    break
-            if time.perf_counter() - saved > 60 * args.checkpoint_minutes:
-                save()
-                saved = time.perf_counter()
         save()
     games.close()
     if not exams:
@@ -657,49 +735,28 @@ def run(args, folder, checkpoint=None):
         more += f" --steps {count['steps'] + 100_000}" if args.steps else ""
         more += f" --minutes {count['seconds'] / 60 + 60:.0f}" if args.minutes else ""
     print(f"{'stopped' if stop else 'finished'} after {len(rows)} episodes, {count['steps']} steps and "
-          f"{count['seconds'] / 60:.1f} minutes; {sum(row['cleared'] for row in rows)} clears\n"
+          f"{count['seconds'] / 60:.1f} minutes; {sum(row['cleared'] for row in rows)} clears"
+          f"{f' (--until-clear {args.until_clear} is reached)' if enough else ''}\n"
           f"continue:    python mario_ddqn.py --resume {name}{more}\n"
           f"clear rate:  python mario_ddqn.py --evaluate {name} --noise noop\n"
           f"watch it:    python mario_ddqn.py --watch {name}")
+    locked.close()
+    if stop:
+        raise KeyboardInterrupt(stop[0])  # all is saved; the exit code says what stopped it
     return rows
-
-
-def training_state(agent, games, tracks, rng_noise):
-    """All that the next step depends on, as tensors and plain values. The emulator cannot be saved, but it
-    is deterministic: the actions since its reset are as good."""
-    return {
-        "local_net": agent.local_net.state_dict(), "target_net": agent.target_net.state_dict(),
-        "optimiser": agent.optimiser.state_dict(), "updates": agent.updates, "held": torch.from_numpy(agent.held),
-        "memory": agent.memory.state_dict(), "history": games.history,
-        "generators": json.dumps([g.bit_generator.state for g in (agent.rng_act, agent.rng_replay, rng_noise)]),
-        "tracks": [{k: v for k, v in vars(track).items() if k not in ("rng", "noise")} for track in tracks]}
-
-
-def load_training_state(saved, agent, games, tracks, rng_noise):
-    """The reverse of `training_state`. Returns the games' states, (E, 4, 84, 84) float32."""
-    for name in ("local_net", "target_net", "optimiser", "memory"):
-        getattr(agent, name).load_state_dict(saved[name])
-    agent.updates, agent.held = saved["updates"], saved["held"].numpy().copy()
-    for track, values in zip(tracks, saved["tracks"], strict=True):
-        vars(track).update(values)
-    for rng, state in zip((agent.rng_act, agent.rng_replay, rng_noise), json.loads(saved["generators"]), strict=True):
-        rng.bit_generator.state = state
-    states = [games.reset(e) for e in range(len(tracks))]
-    for e, actions in enumerate(saved["history"]):
-        for action in actions:
-            states[e] = games.step([action], [e])[0][0]
-    return np.stack(states)
 
 
 # ===== 5. Evaluation and pictures. In: a trained network, or runs. Out: clear rates, clips, reward curves.
 
-def play(q_values, episodes, noise, seed, stage="1-1", watch=None, max_steps=1000):
+def play(q_values, episodes, noise, seed, stage="1-1", show_jump=False, watch=None, stop=(), max_steps=1000):
     """Greedy episodes, up to 8 at a time. Episode i draws its noise from a generator of its own,
     whichever emulator plays it. After `max_steps` agent steps (a clear takes about 300) it ends as not
-    cleared. `watch(env, track, info, done)` is called after every step. Returns one dict per episode."""
-    games, waiting, results = Emulators(1 if watch else min(8, episodes), stage), list(range(episodes)), {}
+    cleared. `watch(env, track, info, done)` is called after every step. Returns one dict per episode; fewer, when
+    something turns up in `stop`."""
+    games = Emulators(1 if watch else min(8, episodes), stage, show_jump)
+    waiting, results = list(range(episodes)), {}
     states, tracks = {}, {}
-    while waiting or tracks:
+    while (waiting or tracks) and not stop:
         for e in set(range(len(games.envs))) - set(tracks):
             if waiting:
                 tracks[e] = Episode(np.random.default_rng([seed, 4, waiting[0]]), noise)
@@ -720,17 +777,18 @@ def play(q_values, episodes, noise, seed, stage="1-1", watch=None, max_steps=100
                     "end": "cleared" if track.cleared else "died" if terminated else "out of time"}
                 del tracks[e]
     games.close()
-    return [results[number] for number in range(episodes)]
+    return [results[number] for number in sorted(results)]
 
 
-def examine(agent, args, count):
+def examine(agent, args, count, stop=()):
     """The run's own exam: half of the episodes with idle starts, half with random actions, greedy, in games
     of their own that are not learnt from. More clears are better; among equals, the greater distance is."""
     half = math.ceil(args.eval_episodes / 2)
     results = [result for noise in ("noop", "epsilon")
-               for result in play(agent.q_values, half, noise, args.seed + count["steps"], args.stage)]
+               for result in play(agent.q_values, half, noise, args.seed + count["steps"], args.stage,
+                                  args.show_jump == "yes", stop=stop)]
     cleared = sum(result["end"] == "cleared" for result in results)
-    distance = float(np.mean([result["furthest_x"] for result in results]))
+    distance = float(np.mean([result["furthest_x"] for result in results] or 0))
     return {"steps": count["steps"], "minutes": count["seconds"] / 60, "episodes": len(results), "cleared": cleared,
             "mean_furthest_x": distance, "score": cleared + distance / 1e5}
 
@@ -745,7 +803,7 @@ def wilson(successes, n, z=1.96):
 def save_network(path, agent, args, exam):
     """The network alone, in half precision (3.4 MB), with its settings and the exam it passed."""
     weights = {name: weight.half().cpu().contiguous() for name, weight in agent.local_net.state_dict().items()}
-    content = {"format": 1, "settings": json.dumps(vars(args)), "local_net": weights, "exam": json.dumps(exam)}
+    content = {"format": FORMAT, "settings": json.dumps(vars(args)), "local_net": weights, "exam": json.dumps(exam)}
     write_atomically(path, lambda file: torch.save(content, file))
 
 
@@ -754,14 +812,15 @@ def load_file(path):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        if isinstance(content, dict) and content["format"] == 1:
-            return content, json.loads(content["settings"])
+            content = {**torch.load(path, map_location="cpu", weights_only=True)}
+        settings = {**json.loads(content["settings"])}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception:  # whatever a damaged file may raise, it comes to the same
-        pass
-    raise UserError(f"{path}: damaged, or not written by this program")
+        raise UserError(f"{path}: damaged, or not written by this program") from None
+    if content.get("format") != FORMAT:
+        raise UserError(f"{path}: written by another version of this program")
+    return content, settings
 
 
 def find_network(name):
@@ -782,7 +841,7 @@ def evaluate(args):
     """--evaluate: plays, prints and saves the clear rate."""
     path, q_values, settings = find_network(args.evaluate)
     n = 1 if args.noise == "none" else args.episodes
-    results = play(q_values, n, args.noise, args.seed, settings["stage"])
+    results = play(q_values, n, args.noise, args.seed, settings["stage"], settings.get("show_jump") == "yes")
     ends = Counter((result["end"], result["end_x"] // 50 * 50) for result in results if result["end"] != "cleared")
     cleared, distance = n - sum(ends.values()), float(np.mean([result["furthest_x"] for result in results]))
     summary = {"network": path.name, "noise": args.noise, "seed": args.seed, "episodes": n, "cleared": cleared,
@@ -823,7 +882,8 @@ def show(args):
             raise KeyboardInterrupt
 
     with contextlib.suppress(KeyboardInterrupt):  # q, Esc, Ctrl-C or a closed window
-        for result in play(q_values, args.episodes, args.noise, args.seed, settings["stage"], watch):
+        for result in play(q_values, args.episodes, args.noise, args.seed, settings["stage"],
+                           settings.get("show_jump") == "yes", watch):
             print("{0}: {end} at x = {end_x}, return {return:.0f}, {length} steps".format(path, **result))
     if args.record:
         write_clip(Path(args.record), pictures)
@@ -846,7 +906,7 @@ def write_clip(path, pictures, fps=15):
 
 def plot_rewards(folders, out, x="episodes", window=100):
     """Reward curves of several runs on one picture: raw faint, rolling mean strong, clears marked."""
-    settings = [json.loads((folder / "settings.json").read_text()) for folder in folders]
+    settings = [read_settings(folder) for folder in folders]
     differing = [name for name in settings[0] if len({str(s.get(name)) for s in settings}) > 1 and name not in LIMITS]
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
@@ -876,7 +936,7 @@ PRESETS = {
     "tutorial": {  # the tutorial's settings, to the letter
         "envs": 1, "gamma": 0.90, "lr": 2.5e-4, "batch": 32, "memory": 30_000, "train_every": 1, "copy": 5_000,
         "eps_start": 1.0, "eps_decay": 0.99, "eps_min": 0.02, "episodes": 10_000, "steps": 0, "n_step": 1, "hold": 0,
-        "reward_scale": 1.0, "priority": 0.0, "learn_start": 32, "train_noise": "none",
+        "reward_scale": 1.0, "priority": 0.0, "learn_start": 32, "train_noise": "none", "show_jump": "no",
         "precision": "float32", "eval_every": 0},
     "quick": {  # everything once, in under half a minute; too short to learn anything worth seeing
         "steps": 800, "memory": 2_000, "learn_start": 200, "copy": 50, "eps_decay": 0.97, "envs": 4,
@@ -967,6 +1027,8 @@ def build_parser():
     setting(group, "eval-episodes", 20, "episodes of an exam", type=whole(1))
     setting(group, "checkpoint-minutes", 10, "minutes between checkpoints", type=real(0, 1e6))
     setting(group, "stage", "1-1", "world and stage", type=matching("[1-8]-[1-4]", "1-1"))
+    setting(group, "show-jump", "yes", "a white line above the picture while the jump button is down",
+            choices=("yes", "no"))
     setting(group, "envs", 8, "games side by side; 1: the tutorial's serial loop", type=whole(1, 256))
     setting(group, "seed", 0, "start of every random generator", type=whole(0, 2**31))
     setting(group, "device", "auto", "where the networks calculate", choices=("auto", "cpu", "cuda"))
@@ -998,10 +1060,6 @@ def start(args):
     folder = Path(args.runs, name)
     if folder.exists() and not args.force:
         raise UserError(f"--name: {folder} exists already; --force overwrites it, --resume {folder} continues it")
-    check_settings(args.settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in (path for ending in ("*.pt", "*.json", "*.csv", "*.png") for path in folder.glob(ending)):
-        old.unlink()
     print(f"run {folder}")
     run(args.settings, folder)
 
@@ -1010,30 +1068,23 @@ def resume(args):
     """An earlier run, from its last checkpoint."""
     folder = Path(args.resume)
     checkpoint, saved = load_file(folder / "last.pt")
-    try:
-        DQNSolver((4, 84, 84), len(RIGHT_ONLY)).load_state_dict(checkpoint["local_net"])
-        checkpoint["count"]
-    except (KeyError, RuntimeError):
-        raise UserError(f"{folder / 'last.pt'}: damaged, or not a checkpoint of a run") from None
+    if set(saved) != set(DEFAULTS):
+        raise UserError(f"{folder / 'last.pt'}: written by another version of this program, with other settings")
+    settings = read_settings(folder)
+    if any(settings.get(name) != saved[name] for name in DEFAULTS if name not in LIMITS):
+        raise UserError(f"{folder}: last.pt and settings.json belong to different runs")
     for name in args.typed:
         if name not in LIMITS and name in DEFAULTS:
             raise UserError(f"--{name.replace('_', '-')}: a resumed run keeps its settings, except --"
                             + ", --".join(LIMITS).replace("_", "-"))
     limits = {name: args.typed[name] for name in LIMITS if name in args.typed}
-    run(argparse.Namespace(**{**DEFAULTS, **saved, **limits}), folder, checkpoint)
+    run(argparse.Namespace(**{**saved, **limits}), folder, checkpoint)
 
 
 def plot(args):
     if not args.out or Path(args.out).suffix not in (".png", ".svg", ".pdf"):
         raise UserError("--plot: --out FILE is missing, a .png, .svg or .pdf")
     folders = [Path(name) for name in args.plot]
-    for folder in folders:
-        if not (folder / "episodes.csv").exists() or not (folder / "settings.json").exists():
-            raise UserError(f"--plot: {folder} is not a run: it has no episodes.csv or no settings.json")
-        try:
-            json.loads((folder / "settings.json").read_text())["double"]
-        except (ValueError, TypeError, KeyError):
-            raise UserError(f"--plot: {folder}/settings.json is damaged") from None
     plot_rewards(folders, Path(args.out), args.x)
     print(f"saved {args.out}")
 
@@ -1050,8 +1101,13 @@ def main(argv=None):
     except UserError as error:
         message = str(error)
     except OSError as error:
-        message = f"{error.filename}: {error.strerror}"
-    except KeyboardInterrupt:
+        message = f"{error.filename or 'writing failed'}: {error.strerror}"
+    except MemoryError:
+        message = "not enough memory: a smaller --memory or fewer --envs need less"
+    except KeyboardInterrupt as stopped:  # a training that was asked to stop has saved everything and names the signal
+        if stopped.args:
+            return 128 + stopped.args[0]
+        print("mario_ddqn.py: stopped at once; a training keeps its last checkpoint", file=sys.stderr)
         return 130
     print(f"mario_ddqn.py: {message}", file=sys.stderr)
     return 2
