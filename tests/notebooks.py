@@ -196,6 +196,7 @@ def faults(path, script_path):
     """Everything wrong with one notebook, as lines of text."""
     found = []
     text, notebook = path.read_text(encoding="utf-8"), read(path)
+    silent = []
     if len(text.encode()) >= MAX_BYTES:
         found.append(f"{len(text.encode()):,} bytes; below {MAX_BYTES:,} are allowed")
     for number, cell in enumerate(notebook.cells):
@@ -212,9 +213,11 @@ def faults(path, script_path):
                 return [*found, f"cell {number}: not valid Python: {error}"]
         if cell.cell_type == "code":
             if shows(cell.source) and not cell.outputs:
-                found.append(f"cell {number}: prints or draws, but no output is stored")
+                silent.append(number)
             found += [f"cell {number}: ended in {output.ename}" for output in cell.outputs
                       if output.output_type == "error"]
+    if silent:
+        found.append(f"no output stored for what these cells print or draw: {', '.join(map(str, silent))}")
     try:
         parameters(notebook)
         synced = copy.deepcopy(notebook)
