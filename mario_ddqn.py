@@ -556,7 +556,7 @@ def read_settings(folder):
 def read_rows(path):
     """The rows of an episodes.csv, numbers as numbers. A half-written last line (a crash) is left out."""
     rows = []
-    with open(path, newline="") as file:
+    with open(path, newline="", errors="replace") as file, contextlib.suppress(csv.Error):
         for row in csv.DictReader(file):
             with contextlib.suppress(TypeError, ValueError, KeyError):
                 rows.append({name: kind(row[name]) for name, kind in COLUMNS.items()})
@@ -671,7 +671,8 @@ def run(args, folder, checkpoint=None):
                    **agent.state_dict()}
         write_atomically(folder / "last.pt", lambda file: torch.save(content, file))
 
-    save()  # from now on the run can be continued, whatever happens
+    if not checkpoint:
+        save()  # from now on the run can be continued, whatever happens
     started = saved = time.perf_counter()
     steps_before, seconds_before, enough = count["steps"], count["seconds"], False
     with stop_signals() as stop, open(folder / "episodes.csv", "a", newline="") as file, \
@@ -1109,7 +1110,7 @@ def main(argv=None):
             return 128 + stopped.args[0]
         print("mario_ddqn.py: stopped at once; a training keeps its last checkpoint", file=sys.stderr)
         return 130
-    print(f"mario_ddqn.py: {message}", file=sys.stderr)
+    print("mario_ddqn.py:", *message.splitlines(), file=sys.stderr)
     return 2
 
 
