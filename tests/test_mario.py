@@ -520,6 +520,32 @@ def toy(monkeypatch):
     return Toy
 
 
+def test_show_jump_draws_a_white_line_exactly_while_the_jump_button_is_down():
+    """And changes nothing else: the same actions without it give the same states below the line."""
+    shown, plain, actions = m.make_env(show_jump=True), m.make_env(), [1, 2, 2, 3, 4, 4, 0, 2, 1]
+    states = [(shown.reset()[0], plain.reset()[0])]
+    states += [(shown.step(a)[0], plain.step(a)[0]) for a in actions]
+    for (with_line, without), action in zip(states, [0, *actions], strict=True):
+        down = "A" in RIGHT_ONLY[action]
+        assert (with_line[-1, :4] == 1).all() == down and not (without[-1, :4] == 1).all()
+        np.testing.assert_array_equal(with_line[:, 4:], without[:, 4:])
+        np.testing.assert_array_equal(with_line[-1, :4] if not down else 0, without[-1, :4] if not down else 0)
+    shown.step(2)
+    assert not (shown.reset()[0] == 1).any(), "a new episode begins with the button up"
+
+
+def test_the_settings_decide_whether_training_exams_and_evaluation_show_the_jump(toy, tmp_path, monkeypatch):
+    asked, make = [], m.make_env
+    monkeypatch.setattr(m, "make_env", lambda stage, show_jump: (asked.append(show_jump), make())[1])
+    flags = ["--steps", "40", "--eval-every", "40", "--eval-episodes", "2"]
+    for answer, flag in ((True, []), (False, ["--show-jump", "no"]), (False, ["--preset", "tutorial"])):
+        folder = tmp_path / str(len(asked))
+        train(folder, *flags, *flag)
+        assert main(["--evaluate", str(folder), "--episodes", "1"]) == 0
+        assert set(asked) == {answer} and len(asked) >= 5
+        asked.clear()
+
+
 def test_emulators_step_only_the_games_they_are_asked_to_and_in_that_order(toy):
     games, alone = m.Emulators(3), m.make_env()
     for e in range(3):
