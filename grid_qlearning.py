@@ -6,12 +6,17 @@ Three learners share one update and one training loop; the lines that differ are
   AgentHasselt  double Q-learning as the field means it (van Hasselt 2010; Sutton & Barto, 6.7)
 
 Run it:  python grid_qlearning.py [--double [tutorial|hasselt]]      (a second or two)
+         python grid_qlearning.py --compare                          (all three, a minute at most)
 """
 
 import argparse
 import contextlib
+import functools
+import itertools
+import json
 import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -222,7 +227,9 @@ def greedy_path(policy, grid=None, max_steps=MAX_STEPS):
 
 
 # --- Figure: returns, a policy and visits enter; a table in text and a picture leave. ------------
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"  # Okabe and Ito's: safe for the colour-blind
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito's: safe if colour-blind
+GREY = "#555555"
+REWARD_LABEL = f"normalised average reward\nbest return (−1) ÷ mean of last {WINDOW} returns"
 HONESTY = (
     f"Faded or with a '?': a square seen fewer than {FEW_VISITS} times. A greedy learner does not\n"
     "visit every corner often enough to have a sensible arrow there: that arrow may be wrong."
@@ -246,8 +253,7 @@ def plot_rewards(ax, returns, label=None, color=BLUE):
     marker = "o" if len(scores) == 1 else None  # a line through one point does not show
     ax.plot(np.arange(1, len(scores) + 1), scores, color=color, label=label, marker=marker)
     ax.axhline(1, color=GREY, linestyle="--")  # the best path in every episode
-    ax.set(ylim=(0, 1.08), xlabel="episode")
-    ax.set_ylabel(f"normalised average reward\nbest return (−1) ÷ mean of last {WINDOW} returns")
+    ax.set(ylim=(0, 1.08), xlabel="episode", ylabel=REWARD_LABEL)
 
 
 def plot_policy(ax, policy, visits):
@@ -270,6 +276,16 @@ def plot_policy(ax, policy, visits):
     ax.grid(True, color=GREY)
 
 
+def save_whole(path, save):
+    """Let save(another path) write a file, then move it to path: whole or not at all (OSError)."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save(unfinished)
+        os.replace(unfinished, path)  # atomic: a reader sees the old file or the new one
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 def save_figure(path, agent, returns, visits):
     """Write rewards and policy side by side to path as PNG, whole or not at all (else OSError)."""
     figure = Figure(figsize=(11, 5.6), layout="constrained")
@@ -280,12 +296,7 @@ def save_figure(path, agent, returns, visits):
     right.set_title("Best policy found")
     plot_policy(right, agent.best_policy(), visits)
     figure.supxlabel(HONESTY, size=10, color=GREY)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        figure.savefig(unfinished, format="png", dpi=120)
-        os.replace(unfinished, path)  # atomic: a reader sees the old picture or the new one
-    finally:
-        unfinished.unlink(missing_ok=True)
+    save_whole(path, functools.partial(figure.savefig, format="png", dpi=120))
 
 
 def policy_text(policy, visits):
@@ -298,10 +309,139 @@ def policy_text(policy, visits):
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-# --- Command line: flags enter; printed text and one PNG leave. ----------------------------------
+# --- Comparison: seeds enter; a row of numbers per world and learner, a table, a figure leave. ----
 LEARNERS = {None: Agent, "tutorial": AgentDoubleQ, "hasselt": AgentHasselt}  # by --double
+# Noise as in van Hasselt (2010), also on a 3x3 grid: a step costs 12 or pays 10, each half of the
+# time, so still -1 on average. The rest stays ours: 8 moves (his: 4), 0 for the end square (5).
+# Alpha stays constant (his shrinks): a table remembers the last 1 / alpha = 10 rewards or so, the
+# noise never averages out, and so neither does what the max makes of it.
+# A greedy agent tries a move that looks too good, and is put right. With random moves only, no move
+# is tried more than another, and what is left is the bias of the target itself.
+# Each world: its noise, and its share of random moves (None: --epsilon's).
+WORLDS = {"plain": (0, None), "noisy": (11, None), "noisy, random moves": (11, 1.0)}
+NOISY_EPISODES = 300  # with random moves about 8,000 steps; van Hasselt's figure shows 10,000
+SEEDS = 200
 
 
+class NoisyGrid(Grid):
+    """`Grid` with `noise` added to or taken from each -1 by the toss of a coin, drawn from rng."""
+
+    def __init__(self, noise, rng):
+        self.noise, self.rng = noise, rng
+
+    def reward(self, next_state):
+        noise = self.noise if self.rng.random() < 0.5 else -self.noise
+        return super().reward(next_state) + (0 if next_state == self.end else noise)
+
+
+def optimal_values(gamma):
+    """Return the true values, (9, 8) float64, by value iteration. Noise does not change them."""
+    grid, values = Grid(), np.zeros((N_STATES, N_ACTIONS))
+    for _ in range(N_STATES):  # each pass carries the news one step; no best path is longer
+        best = values.max(axis=1)  # (9, 8) -> (9,)
+        for state, action in np.ndindex(values.shape):
+            next_state, reward, terminal = grid.step(state, action)
+            values[state, action] = reward if terminal else reward + gamma * best[next_state]
+    return values
+
+
+def make_agent(rule, seed, settings):
+    """Return a new agent. rule: a key of LEARNERS. settings: as `compare` takes them."""
+    settings = {k: v for k, v in settings.items() if k != "copy_steps" or rule == "tutorial"}
+    return LEARNERS[rule](np.random.default_rng(seed), **settings)
+
+
+def run_once(rule, noise, episodes, settings, seed):
+    """Train one agent. Return a dict of four numbers and a curve, (episodes,) float64."""
+    agent = make_agent(rule, seed, settings)
+    grid = NoisyGrid(noise, np.random.default_rng([seed, 1]))  # its chances are not the agent's
+    returns, values, best = np.zeros((3, episodes))  # (episodes,) float64 each
+    for i in range(episodes):
+        _, visits = run_episodes(agent, grid, 1)
+        returns[i] = 1 - visits.sum()  # without the noise: 0 for the last step, -1 for the others
+        values[i] = agent.action_values(grid.start).max()  # (8,) -> float
+        best[i] = greedy_path(agent.best_policy(), max_steps=2)[1] == BEST_RETURN
+    since = int(np.flatnonzero(best == 0).max(initial=-1)) + 2  # counted from 1
+    return {
+        "reward": float(normalised_average(returns, episodes)[-1]),
+        "best_since": since if since <= episodes else None,
+        "best_share": float(best.mean()),
+        "value": float(values[-1]),
+        "curve": values if noise else normalised_average(returns)[:PLOTTED],
+    }
+
+
+def mean_band(samples):
+    """Return the mean over seeds (the first axis) and half the width of its 95 % interval."""
+    samples = np.asarray(samples)  # (seeds, ...) float64
+    return samples.mean(axis=0), 1.96 * samples.std(axis=0, ddof=1) / np.sqrt(len(samples))
+
+
+def compare(seeds, settings, episodes=EPISODES, workers=None):
+    """Train each learner in each world with each seed. Return a list of rows (dict), fit for JSON.
+
+    settings: dict of alpha, gamma, epsilon, copy_steps. workers: processes, None: one per core. In
+    a row "reward" to "value" hold a number for each seed, "mean" and "band" one for each episode.
+    """
+    rows, true_value = [], optimal_values(settings["gamma"])[Grid.start].max()
+    with ProcessPoolExecutor(workers) as pool:
+        for (world, (noise, epsilon)), rule in itertools.product(WORLDS.items(), LEARNERS):
+            own = settings if epsilon is None else settings | {"epsilon": epsilon}
+            length = min(episodes, NOISY_EPISODES) if noise else episodes
+            job = functools.partial(run_once, rule, noise, length, own)
+            runs = list(pool.map(job, seeds, chunksize=4))
+            learner = LEARNERS[rule].title.removeprefix("Double Q-learning, ")
+            row = {"world": world, "learner": learner, "episodes": length, "settings": own}
+            row |= {"true_value": true_value, "seeds": list(seeds)}
+            row |= {key: [run[key] for run in runs] for key in runs[0]}
+            mean, band = mean_band(row.pop("curve"))  # (seeds, episodes) -> (episodes,) each
+            rows.append(row | {"mean": mean.round(4).tolist(), "band": band.round(4).tolist()})
+    return rows
+
+
+def comparison_table(rows):
+    """Return the rows of `compare` as a table in Markdown; every ± and "to" is a 95 % interval."""
+    line = "| {:19} | {:18} | {:17} | {:26} | {:5} | {:13} | {:20} |".format
+    head = ["world", "learner", "normalised reward", "best path from episode on", "never"]
+    lines = [line(*head, "% of the time", "error of max Q(start)"), "| --- " * 7 + "|"]
+    for row in rows:
+        since = sorted(one or np.inf for one in row["best_since"])
+        rank = max(0, int(len(since) / 2 - 0.98 * len(since) ** 0.5) - 1)  # of the interval's end
+        median, low, high = (since[i] for i in ((len(since) - 1) // 2, rank, -1 - rank))
+        reward, share, error = map(mean_band, (row["reward"], row["best_share"], row["value"]))
+        span = "inf" if low == np.inf else f"{median} ({low} to {high})"
+        cells = [row["world"], row["learner"], "{:.3f} ± {:.3f}".format(*reward)]
+        cells += [span.replace("inf", "never"), since.count(np.inf)]
+        cells += [f"{100 * share[0]:.1f} ± {100 * share[1]:.1f}"]
+        lines.append(line(*cells, f"{error[0] - row['true_value']:+.2f} ± {error[1]:.2f}"))
+    return "\n".join(lines)
+
+
+def save_comparison(path, rows):
+    """Write a figure of the rows of `compare` to path as PNG and the rows beside it as JSON."""
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    axes = figure.subplots(1, len(WORLDS))
+    about = "with the 95 % band of that mean. Dotted: the best path, or the true value"
+    figure.suptitle(f"Mean of {len(rows[0]['seeds'])} seeds {about}", size=15)
+    styles = [(BLUE, "-"), (ORANGE, "--"), (GREEN, "-.")] * len(WORLDS)
+    for row, ax, (color, style) in zip(rows, axes.repeat(len(LEARNERS)), styles, strict=True):
+        mean, band = np.array([row["mean"], row["band"]])  # (episodes,) float64 each
+        episode = np.arange(1, len(mean) + 1)  # (episodes,) int64
+        ax.plot(episode, mean, style, color=color, label=row["learner"])
+        ax.fill_between(episode, mean - band, mean + band, color=color, alpha=0.3, linewidth=0)
+        ax.set(xlabel="episode", ylabel="estimated value of the start, max Q (units of reward)")
+        world, share = row["world"].split(",")[0], row["settings"]["epsilon"]
+        ax.set_title(f"Rewards: {world}. Random moves: {100 * share:g} %")
+        ax.axhline(row["true_value"], color=GREY, linestyle=":")  # outside the first panel's range
+    axes[0].axhline(1, color=GREY, linestyle=":")
+    axes[0].set(ylim=(0, 1.08), ylabel=REWARD_LABEL)
+    axes[0].legend(loc="lower right")
+    save_whole(path, functools.partial(figure.savefig, format="png", dpi=120))
+    text = "[" + ",\n".join(map(json.dumps, rows)) + "]\n"  # a line for each row
+    save_whole(path.with_suffix(".json"), lambda unfinished: unfinished.write_text(text))
+
+
+# --- Command line: flags enter; printed text and a PNG leave, with --compare a JSON file too. ----
 def checked(kind, allowed, wanted):
     """Return a converter for argparse: kind(text) where `allowed`; else it asks for `wanted`."""
 
@@ -319,6 +459,7 @@ def make_parser():
     share = checked(float, lambda x: 0 <= x <= 1, "a number from 0 to 1")
     rate = checked(float, lambda x: 0 < x <= 1, "a number above 0 and at most 1")
     count = checked(int, lambda n: 1 <= n <= 10**6, "a whole number from 1 to 1000000")
+    several = checked(int, lambda n: 2 <= n <= 10**4, "a whole number from 2 to 10000")
     seed = checked(int, lambda n: n >= 0, "a whole number, 0 or above")
     about = "Q-learning on a 3x3 grid: train, print the policy as arrows, save one figure."
     name = "grid_qlearning.py"
@@ -327,14 +468,19 @@ def make_parser():
     parser.error = lambda message: parser.exit(2, f"{name}: error: {' '.join(message.split())}\n")
     about = "double Q-learning, by the tutorial's rule if none is named (default: plain Q-learning)"
     rules = list(LEARNERS)[1:]
-    parser.add_argument("--double", nargs="?", const="tutorial", choices=rules, help=about)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--double", nargs="?", const="tutorial", choices=rules, help=about)
+    about = "all three learners with many seeds, with and without noise: a figure and a table"
+    what.add_argument("--compare", action="store_true", help=about)
+    about = f"seeds for --compare, from --seed on (default: {SEEDS})"
+    parser.add_argument("--seeds", type=several, help=about)
     for flag, converter, default, about in (
         ("--episodes", count, EPISODES, "episodes to train for"),
         ("--seed", seed, 0, "the same seed gives the same numbers"),
         ("--alpha", rate, ALPHA, "learning rate"),
         ("--gamma", share, GAMMA, "discount"),
         ("--epsilon", share, EPSILON, "share of random moves"),
-        ("--copy-steps", count, COPY_STEPS, "steps between copies (--double tutorial only)"),
+        ("--copy-steps", count, COPY_STEPS, "steps between copies (the tutorial's rule only)"),
         ("--out", Path, Path("runs/grid"), "folder for the figure; an earlier one is overwritten"),
     ):
         about += " (default: %(default)s)"
@@ -346,12 +492,22 @@ def main(argv=None):
     """Train, save the figure and print. argv: list of str, else the command line's own flags."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    settings = [args.alpha, args.gamma, args.epsilon]
-    settings += [args.copy_steps] if args.double == "tutorial" else []
-    agent = LEARNERS[args.double](np.random.default_rng(args.seed), *settings)
-    path = args.out / f"grid_{'double_' + args.double if args.double else 'q'}.png"
+    if args.seeds and not args.compare:
+        parser.error("argument --seeds: only with --compare; --seed picks one")
+    names = ("alpha", "gamma", "epsilon", "copy_steps")
+    settings = {name: getattr(args, name) for name in names}
+    name = "compare" if args.compare else f"double_{args.double}" if args.double else "q"
+    path = args.out / f"grid_{name}.png"
     try:
         args.out.mkdir(parents=True, exist_ok=True)  # before the work: a typo costs no time
+        if args.compare:
+            seeds = range(args.seed, args.seed + (args.seeds or SEEDS))
+            print(f"Training with {len(seeds)} seeds; 200 take a minute at most.\n", flush=True)
+            rows = compare(seeds, settings, args.episodes)
+            save_comparison(path, rows)
+            print(f"{comparison_table(rows)}\n\nFigure: {path}, its numbers: the .json beside it")
+            return
+        agent = make_agent(args.double, args.seed, settings)
         agent, returns, visits = train_agent(agent, episodes=args.episodes)
         save_figure(path, agent, returns, visits)
     except OSError as error:

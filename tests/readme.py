@@ -45,6 +45,24 @@ def last_hundred(rows, mark):
     return [row for row in rows if row["env_steps"] <= mark][-100:]
 
 
+def grid_comparison():
+    """The table of results/grid_compare.json, then how far each double rule is from Q-learning, paired by seed."""
+    rows = json.loads((ROOT / "results" / "grid_compare.json").read_text(encoding="utf-8"))
+    lines = [grid_qlearning.comparison_table(rows), "", "The double rules less Q-learning, seed by seed:", "",
+             "| world | learner | normalised reward | best path, points of % | value of the start |",
+             "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        base = next(other for other in rows if other["world"] == row["world"])  # Q-learning comes first
+        cells = [row["world"], row["learner"]]
+        for key, scale, digits in (("reward", 1, 3), ("best_share", 100, 1), ("value", 1, 2)):
+            gaps = [scale * (a - b) for a, b in zip(row[key], base[key], strict=True)]
+            mean, half = grid_qlearning.mean_band(gaps)
+            cells.append(f"{mean:+.{digits}f} ± {half:.{digits}f}")
+        if row is not base:
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def flags(parser):
     lines = ["| flag | what it does |", "| --- | --- |"]
     for action in parser._actions:
@@ -130,6 +148,7 @@ def trials():
 
 
 BLOCKS = {"mario flags": lambda: flags(mario_ddqn.build_parser()),
+          "grid comparison": grid_comparison,
           "grid flags": lambda: flags(grid_qlearning.make_parser()),
           "settings": settings, "throughput": throughput, "trials": trials,
           "clear rates": clear_rates, "expect": expect}

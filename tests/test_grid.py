@@ -1,6 +1,8 @@
 """What grid_qlearning.py promises. The oracle is value iteration on the same grid, written here."""
 
 import inspect
+import itertools
+import json
 import os
 import random
 import subprocess
@@ -392,6 +394,169 @@ def test_the_reward_curve_shows_at_most_the_first_1000_episodes():
     assert (curve.get_xdata()[[0, -1]].tolist(), set(curve.get_ydata())) == ([1, 1000], {0.5})
 
 
+# --- Comparison ----------------------------------------------------------------------------------
+
+SETTINGS = {"alpha": 0.1, "gamma": 0.9, "epsilon": 0.1, "copy_steps": 100}
+COMMITTED = Path(gq.__file__).parent / "results" / "grid_compare.json"
+PER_SEED = ("reward", "best_since", "best_share", "value")
+
+
+def test_noise_is_minus_12_or_10_evenly_and_never_at_the_end():
+    grid, again = gq.NoisyGrid(11, rng(5)), gq.NoisyGrid(11, rng(5))
+    rewards = [grid.reward(CENTRE) for _ in range(2000)]
+    assert set(rewards) == {-12, 10}
+    assert rewards.count(10) == pytest.approx(1000, abs=100)  # standard deviation 22
+    assert {grid.reward(Grid.end) for _ in range(50)} == {0}
+    assert [again.reward(CENTRE) for _ in range(2000)] == rewards
+    assert {gq.NoisyGrid(0, rng()).reward(CENTRE) for _ in range(50)} == {-1}
+
+
+@pytest.mark.parametrize("gamma", [0, 0.5, 0.9, 1])
+def test_optimal_values_are_those_of_the_oracle(gamma):
+    mine, oracle = gq.optimal_values(gamma), value_iteration(gamma)
+    np.testing.assert_allclose(mine, oracle, atol=1e-12)
+    assert mine[Grid.start].max() == -1
+
+
+@pytest.mark.parametrize("rule", gq.LEARNERS)
+def test_a_run_of_the_comparison_is_an_ordinary_training(rule):
+    run = gq.run_once(rule, 0, 150, SETTINGS, seed=4)
+    agent = gq.LEARNERS[rule](rng(4))
+    returns, best = [], []
+    for _ in range(150):
+        returns += gq.run_episodes(agent, Grid(), 1)[0].tolist()
+        best.append(gq.greedy_path(agent.best_policy())[0] == [Grid.start, CENTRE, Grid.end])
+    assert run["reward"] == -150 / sum(returns)
+    assert run["value"] == agent.action_values(Grid.start).max()
+    assert run["best_share"] == sum(best) / 150
+    since = next((e for e in range(1, 151) if all(best[e - 1 :])), None)
+    assert run["best_since"] == since != 1
+    np.testing.assert_array_equal(run["curve"], gq.normalised_average(np.array(returns)))
+
+
+def test_noise_is_left_out_of_the_reward_and_the_curve_is_the_value():
+    run = gq.run_once(None, 11, 40, SETTINGS | {"epsilon": 1.0}, seed=1)
+    agent, grid = Agent(rng(1), epsilon=1.0), gq.NoisyGrid(11, rng([1, 1]))
+    visits, values = 0, []
+    for _ in range(40):
+        visits += gq.run_episodes(agent, grid, 1)[1].sum()
+        values.append(agent.q_table[Grid.start].max())
+    assert run["reward"] == pytest.approx(-40 / (40 - visits))
+    assert run["curve"].tolist() == values
+
+
+def test_the_number_of_workers_changes_no_number():
+    one = gq.compare(range(3, 9), SETTINGS, episodes=12, workers=1)
+    assert one == gq.compare(range(3, 9), SETTINGS, episodes=12, workers=3)
+    assert one[0]["seeds"] == [3, 4, 5, 6, 7, 8]
+    for row in one:
+        assert len(set(row["value"])) > 1  # the seeds do differ
+
+
+def test_the_comparison_repeats_its_committed_numbers():
+    committed = json.loads(COMMITTED.read_text(encoding="utf-8"))
+    again = gq.compare(range(3), SETTINGS)
+    assert len(committed) == len(again) == 9
+    for old, new in zip(committed, again, strict=True):
+        assert old["seeds"] == list(range(200))
+        for key in ("world", "learner", "episodes", "settings", "true_value"):
+            assert old[key] == new[key]
+        for key in PER_SEED:
+            assert old[key][:3] == new[key], (old["world"], old["learner"], key)
+        # the curve's last point is made of the same 200 final values
+        if old["world"] != "plain":
+            assert old["mean"][-1] == pytest.approx(np.mean(old["value"]), abs=1e-4)
+
+
+def test_the_verdict_in_readme_is_what_the_numbers_say():
+    def low_high(key, world, minus=0.0):
+        """The 95 % intervals of the three learners, in their order."""
+        rows = [row for row in committed if row["world"] == world]
+        means = [gq.mean_band(np.array(row[key]) - minus) for row in rows]
+        return [(mean - half, mean + half) for mean, half in means]
+
+    committed = json.loads(COMMITTED.read_text(encoding="utf-8"))
+    for low, high in low_high("value", "plain", minus=-1):  # nothing to fix
+        assert -0.01 < low <= high < 0.01
+    single, tutorial, hasselt = low_high("reward", "plain")  # the double rules learn later
+    assert hasselt[1] < tutorial[0] and tutorial[1] < single[0]
+    single, tutorial, hasselt = low_high("value", "noisy, random moves", minus=-1)
+    assert single[0] > 20 and tutorial[0] > 0.9 * single[1] and 0 < hasselt[0] < hasselt[1] < 2
+    single, tutorial, hasselt = low_high("value", "noisy", minus=-1)
+    assert 0 < single[0] < single[1] < 1 and hasselt[1] < -1  # too low, and the furthest off
+    for key in ("reward", "best_share"):
+        single, tutorial, hasselt = low_high(key, "noisy")
+        assert hasselt[0] > single[1]
+    single, tutorial, _ = low_high("reward", "noisy")
+    assert single[0] > tutorial[1]
+
+
+def test_mean_band_and_table_by_hand():
+    mean, half = gq.mean_band([[1.0, 2.0], [3.0, 2.0], [5.0, 2.0], [7.0, 2.0]])
+    deviation = (20 / 3) ** 0.5  # of 1, 3, 5, 7
+    np.testing.assert_allclose(mean, [4, 2])
+    np.testing.assert_allclose(half, [1.96 * deviation / 2, 0])
+    row = {"world": "w", "learner": "l", "true_value": -1.0, "value": [1.0, 3.0, 5.0, 7.0]}
+    row |= {"reward": [0.5] * 4, "best_share": [0.2, 0.4, 0.2, 0.4]}
+    spans = []
+    for since in ([9, None, 3, 5], [None] * 4, [*range(1, 100), None]):
+        line = gq.comparison_table([row | {"best_since": since}]).splitlines()[-1]
+        spans.append([cell.strip() for cell in line.strip("|").split("|")])
+    assert spans[0][:5] == ["w", "l", "0.500 ± 0.000", "5 (3 to never)", "1"]
+    assert spans[0][5:] == ["30.0 ± 11.3", "+5.00 ± 2.53"]
+    assert spans[1][3:5] == ["never", "4"]
+    # of 100 the ranks 40 and 61 bound the median with at least 95 % (binomial: 96.5 %)
+    assert spans[2][3:5] == ["50 (40 to 61)", "1"]
+
+
+def test_cli_compare_saves_figure_and_numbers_and_prints_their_table(tmp_path, monkeypatch, capsys):
+    figures = []
+
+    class Spy(gq.Figure):
+        def savefig(self, *args, **kwargs):
+            figures.append(self)
+            super().savefig(*args, **kwargs)
+
+    monkeypatch.setattr(gq, "Figure", Spy)
+    gq.main(f"--compare --seeds 2 --seed 5 --episodes 9 --gamma 0.8 --out {tmp_path}".split())
+    files = ["grid_compare.json", "grid_compare.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
+    rows = json.loads((tmp_path / "grid_compare.json").read_text(encoding="utf-8"))
+    printed = capsys.readouterr().out
+    assert gq.comparison_table(rows) in printed and printed.count("\n|") == 2 + 9
+    names = ("Q-learning", "tutorial's rule", "van Hasselt's rule")
+    pairs = list(itertools.product(gq.WORLDS, names))
+    assert [(row["world"], row["learner"]) for row in rows] == pairs
+    epsilons = [0.1] * 6 + [1.0] * 3
+    for row, epsilon in zip(rows, epsilons, strict=True):
+        assert (row["seeds"], row["episodes"]) == ([5, 6], 9)
+        assert row["settings"] == SETTINGS | {"gamma": 0.8, "epsilon": epsilon}
+    assert imread(tmp_path / "grid_compare.png").shape[1] > 1000
+    (figure,) = figures
+    curves = [line for ax in figure.axes for line in ax.lines if len(line.get_ydata()) == 9]
+    assert [line.get_ydata().tolist() for line in curves] == [row["mean"] for row in rows]
+    assert len({(line.get_color(), line.get_linestyle()) for line in curves}) == 3
+    for ax in figure.axes:
+        assert ax.get_xlabel() == "episode" and ax.get_ylabel() and ax.get_title()
+        assert {tuple(line.get_ydata()) for line in ax.lines[1::2]} <= {(-1, -1), (1, 1)}
+
+
+def test_a_failed_comparison_leaves_earlier_files_whole(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    files = [tmp_path / "grid_compare.json", tmp_path / "grid_compare.png"]
+    for path in files:
+        path.write_bytes(b"earlier")
+    monkeypatch.setattr(gq.os, "replace", full)
+    with pytest.raises(SystemExit) as stop:
+        gq.main(f"--compare --seeds 2 --episodes 2 --out {tmp_path}".split())
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and "No space" in error
+    assert sorted(tmp_path.iterdir()) == files
+    assert {path.read_bytes() for path in files} == {b"earlier"}
+
+
 # --- Command line --------------------------------------------------------------------------------
 
 FLAGS_AND_FILES = [
@@ -493,6 +658,13 @@ BAD_INPUT = [
     ("--double foo", "--double", "tutorial"),
     ("--double foo", "--double", "hasselt"),
     ("--seed", "--seed", "expected one argument"),
+    ("--seeds 5", "--seeds", "only with --compare"),
+    ("--compare --seeds 1", "--seeds", "whole number from 2"),
+    ("--compare --seeds many", "--seeds", "whole number from 2"),
+    ("--compare --double", "--compare", "--double"),
+    ("--double hasselt --compare", "--compare", "--double"),
+    ("--compare --alpha 0", "--alpha", "above 0 and at most 1"),
+    ("--compare --out a_file", "--out", "name a folder"),
     ("--sneed 3", "--sneed", "unrecognized"),
     ("--out a_file", "--out", "name a folder"),
     ("--out a_file/below", "--out", "name a folder"),
