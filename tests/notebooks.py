@@ -176,8 +176,9 @@ def variant(notebook, overrides=(), with_solutions=True):
 def execute(notebook, folder=FOLDER, timeout=900):
     """Run it on a fresh kernel of this Python in `folder`. timeout: seconds for one cell. Fault: a cell fails."""
     here = {"metadata": {"path": str(folder)}}
+    env = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}  # the kernel draws inline
     try:
-        NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=here).execute()
+        NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=here).execute(env=env)
     except CellExecutionError as error:
         raise Fault(str(error)) from None
     return notebook
