@@ -783,11 +783,12 @@ def play(q_values, episodes, noise, seed, stage="1-1", show_jump=False, watch=No
 
 def examine(agent, args, count, stop=()):
     """The run's own exam: half of the episodes with idle starts, half with random actions, greedy, in games
-    of their own that are not learnt from. More clears are better; among equals, the greater distance is."""
+    of their own that are not learnt from, and 500 steps at most: who stands still has failed. More clears are
+    better; among equals, the greater distance is."""
     half = math.ceil(args.eval_episodes / 2)
     results = [result for noise in ("noop", "epsilon")
                for result in play(agent.q_values, half, noise, args.seed + count["steps"], args.stage,
-                                  args.show_jump == "yes", stop=stop)]
+                                  args.show_jump == "yes", stop=stop, max_steps=500)]
     cleared = sum(result["end"] == "cleared" for result in results)
     distance = float(np.mean([result["furthest_x"] for result in results] or 0))
     return {"steps": count["steps"], "minutes": count["seconds"] / 60, "episodes": len(results), "cleared": cleared,
