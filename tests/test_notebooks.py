@@ -16,7 +16,8 @@ from notebooks import FOLDER, ROOT, SCRIPTS, Fault
 
 GRID_NOTEBOOK, MARIO_NOTEBOOK = SCRIPTS
 GRID = {"SEEDS": 3}  # parameters that make a run short
-MARIO = {"TRAIN_STEPS": 400, "EPISODES": 2, "MAX_STEPS": 30, "UPDATES": 5, "LOOP_STEPS": 50, "LONGEST": 60, "TRIES": 1}
+MARIO = {"TRAIN_STEPS": 600, "EPISODES": 2, "MAX_STEPS": 30, "UPDATES": 5, "LOOP_STEPS": 50, "LONGEST": 60, "TRIES": 1,
+         "RUN": "runs/test-notebook"}  # not where a reader's own training may lie
 SHOWN = {  # definitions that a reader must see and run
     GRID_NOTEBOOK: {"Grid", "Agent", "AgentDoubleQ", "AgentHasselt", "run_episodes", "train_agent",
                     "train_agent_doubleq", "greedy_path", "MOVES", "ARROWS"},
