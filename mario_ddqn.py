@@ -1014,7 +1014,7 @@ def build_parser():
     setting(group, "memory", 100_000, "frames in the replay memory, 7067 bytes each", type=whole(1000))
     setting(group, "learn-start", 2_000, "frames in memory before the first update", type=whole(1))
     setting(group, "priority", 0.5, "exponent of prioritised replay; 0: every transition alike", type=real(0, 1))
-    setting(group, "reward-scale", 0.0667, "factor on the reward before it is learnt from", type=real(1e-6, 1e3))
+    setting(group, "reward-scale", 0.00667, "factor on the reward before it is learnt from", type=real(1e-6, 1e3))
     setting(group, "eps-start", 1.0, "first ε", type=real(0, 1))
     setting(group, "eps-decay", 0.9995, "factor on ε per update", type=real(0, 1))
     setting(group, "eps-min", 0.02, "last ε", type=real(0, 1))
