@@ -462,16 +462,16 @@ class DQNAgent:
 
     def td_target(self, reward, next_state, terminal, discount):
         """What Q(s, a) should have been, (B,) float32. The three rules differ in one line each."""
-        if self.rule == "hasselt":
-            # r + γ Q_target(s', argmax_a Q_local(s', a))      (van Hasselt, Guez and Silver 2016, eq. 4)
-            best = self.local_net(next_state).argmax(1, keepdim=True)                 # (B, 1)
-            next_value = self.target_net(next_state).gather(1, best).squeeze(1)       # (B,)
+        if self.rule == "single":
+            # r + γ max_a Q_local(s', a)                       (one network on both sides; Mnih et al. 2013)
+            next_value = self.local_net(next_state).max(1).values                # (B,)
         elif self.rule == "tutorial":
             # r + γ max_a Q_target(s', a)                      (Mnih et al. 2015, eq. 2)
-            next_value = self.target_net(next_state).max(1).values                    # (B,)
-        else:
-            # r + γ max_a Q_local(s', a)                       (one network on both sides; Mnih et al. 2013)
-            next_value = self.local_net(next_state).max(1).values                     # (B,)
+            next_value = self.target_net(next_state).max(1).values               # (B,)  <- changed: older copy
+        else:  # hasselt
+            # r + γ Q_target(s', argmax_a Q_local(s', a))      (van Hasselt, Guez and Silver 2016, eq. 4)
+            best = self.local_net(next_state).argmax(1, keepdim=True)            # (B, 1)  <- changed: local picks
+            next_value = self.target_net(next_state).gather(1, best).squeeze(1)  # (B,)  <- target values
         return reward + discount * next_value.float() * (1 - terminal)  # a terminal step's target is r
 
     def experience_replay(self):
@@ -671,6 +671,20 @@ def run(args, folder, checkpoint=None):
                    **agent.state_dict()}
         write_atomically(folder / "last.pt", lambda file: torch.save(content, file))
 
+    def row_of(track):
+        loss, mean_q = torch.tensor(learnt).mean(0).tolist() if learnt else (math.nan, math.nan)
+        rows.append(dict(zip(COLUMNS, (
+            len(rows) + 1, count["steps"], round(count["seconds"], 2), track.total_reward, track.length,
+            track.furthest_x, int(track.cleared), round(agent.epsilon, 5), round(mean_q, 4), round(loss, 5)),
+            strict=True)))
+        return rows[-1]
+
+    def progress():
+        speed = (count["steps"] - steps_before) / (count["seconds"] - seconds_before)
+        returns, clears = zip(*((row["return"], row["cleared"]) for row in rows[-100:]), strict=True)
+        return (f"{speed:.0f} steps/s, last {len(returns)}: return {np.mean(returns):.0f}, clears {sum(clears)}, "
+                f"ε {agent.epsilon:.3f}")
+
     if not checkpoint:
         save()  # from now on the run can be continued, whatever happens
     started = saved = time.perf_counter()
@@ -706,18 +720,10 @@ def run(args, folder, checkpoint=None):
                 count["steps"] += 1
                 count["seconds"] = seconds_before + time.perf_counter() - started
                 if terminated or truncated:
-                    loss, mean_q = torch.tensor(learnt).mean(0).tolist() if learnt else (math.nan, math.nan)
-                    rows.append(dict(zip(COLUMNS, (
-                        len(rows) + 1, count["steps"], round(count["seconds"], 2), tracks[e].total_reward,
-                        tracks[e].length, tracks[e].furthest_x, int(tracks[e].cleared), round(agent.epsilon, 5),
-                        round(mean_q, 4), round(loss, 5)), strict=True)))
-                    csv.DictWriter(file, COLUMNS).writerow(rows[-1])
+                    csv.DictWriter(file, COLUMNS).writerow(row_of(tracks[e]))
                     file.flush()
                     learnt, tracks[e], states[e] = [], Episode(rng_noise, args.train_noise), games.reset(e)
-                    speed = (count["steps"] - steps_before) / (count["seconds"] - seconds_before)
-                    returns, clears = zip(*((row["return"], row["cleared"]) for row in rows[-100:]), strict=True)
-                    bar.set_postfix_str(f"{speed:.0f} steps/s, last {len(returns)}: return {np.mean(returns):.0f}, "
-                                        f"clears {sum(clears)}, ε {agent.epsilon:.3f}", refresh=False)
+                    bar.set_postfix_str(progress(), refresh=False)
                     bar.update()
             # 3. The agent learns: one update for every `train_every` steps.
             count["credit"] += args.envs
