@@ -401,11 +401,11 @@ class DQNAgent:
 
     def __init__(self, input_shape, n_actions, rule="tutorial", gamma=0.9, lr=2.5e-4, batch=32, memory=30_000,
                  copy=5_000, eps_start=1.0, eps_decay=0.99, eps_min=0.02, n_step=1, hold=0, reward_scale=1.0,
-                 priority=0.0, learn_start=32, n_envs=1, seed=0, device="cpu", bf16=False):
+                 priority=0.0, learn_start=32, lr_late=5e-5, lr_switch=0, n_envs=1, seed=0, device="cpu", bf16=False):
         self.rule, self.gamma, self.batch, self.copy, self.n_step = rule, gamma, batch, copy, n_step
         self.eps_start, self.eps_decay, self.eps_min = eps_start, eps_decay, eps_min
         self.hold, self.reward_scale, self.priority = hold, reward_scale, priority
-        self.learn_start = max(learn_start, batch)
+        self.learn_start, self.lr_late, self.lr_switch = max(learn_start, batch), lr_late, lr_switch
         self.n_actions, self.device = n_actions, torch.device(device)
         with torch.random.fork_rng(devices=[]):  # the seed decides the first weights, and nothing else
             torch.manual_seed(seed)
@@ -480,6 +480,8 @@ class DQNAgent:
             return None
         if self.rule != "single" and self.updates % self.copy == 0:
             self.copy_model()
+        if self.updates == self.lr_switch > 0:  # late, smaller steps: the policy comes to rest
+            self.optimiser.param_groups[0]["lr"] = self.lr_late
         state, action, reward, next_state, terminal, discount = self.recall()
         with torch.no_grad(), self.autocast():  # no gradient through the target, in any rule
             td_target = self.td_target(reward, next_state, terminal, discount)        # (B,)
@@ -617,7 +619,7 @@ def make_agent(args):
         raise UserError(f"--memory {args.memory} needs {args.memory * frame / 1e9:.1f} GB and {available / 1e9:.1f} GB "
                         f"are free; at most --memory {int(0.9 * available / frame)} fits")
     names = ("gamma", "lr", "batch", "memory", "copy", "eps_start", "eps_decay", "eps_min", "n_step", "hold",
-             "reward_scale", "priority", "learn_start", "seed")
+             "reward_scale", "priority", "learn_start", "lr_late", "lr_switch", "seed")
     agent = DQNAgent((4, 84, 84), len(RIGHT_ONLY), rule=args.double, n_envs=args.envs, device=device, bf16=bf16,
                      **{name: getattr(args, name) for name in names})
     print(f"replay memory: {args.memory} frames, {agent.memory.nbytes / 1e9:.2f} GB once it is full; learning on "
@@ -944,8 +946,8 @@ PRESETS = {
     "tutorial": {  # the tutorial's settings, to the letter
         "envs": 1, "gamma": 0.90, "lr": 2.5e-4, "batch": 32, "memory": 30_000, "train_every": 1, "copy": 5_000,
         "eps_start": 1.0, "eps_decay": 0.99, "eps_min": 0.02, "episodes": 10_000, "steps": 0, "n_step": 1, "hold": 0,
-        "reward_scale": 1.0, "priority": 0.0, "learn_start": 32, "train_noise": "none", "show_jump": "no",
-        "precision": "float32", "eval_every": 0},
+        "reward_scale": 1.0, "priority": 0.0, "learn_start": 32, "lr_switch": 0, "train_noise": "none",
+        "show_jump": "no", "precision": "float32", "eval_every": 0},
     "quick": {  # everything once, in under half a minute; too short to learn anything worth seeing
         "steps": 800, "memory": 2_000, "learn_start": 200, "copy": 50, "eps_decay": 0.97, "envs": 4,
         "eval_every": 800, "eval_episodes": 2},
@@ -1014,6 +1016,9 @@ def build_parser():
     setting(group, "gamma", 0.95, "discount γ of one step", type=real(0, 1))
     setting(group, "n-step", 5, "rewards summed before the network's estimate takes over", type=whole(1, 100))
     setting(group, "lr", 2.5e-4, "learning rate of Adam", type=real(1e-8, 1))
+    setting(group, "lr-switch", 40_000, "updates until the learning rate becomes --lr-late; 0: it never does",
+            type=whole(0))
+    setting(group, "lr-late", 5e-5, "the later learning rate", type=real(1e-8, 1))
     setting(group, "batch", 32, "transitions per update", type=whole(1, 4096))
     setting(group, "train-every", 4, "environment steps per update", type=whole(1, 10_000))
     setting(group, "copy", 500, "updates between two copies to the target network", type=whole(1))

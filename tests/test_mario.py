@@ -1330,6 +1330,18 @@ def test_the_agent_learns_the_known_q_values(name, rule):
     np.testing.assert_allclose(learnt, [q for _, q in known], atol=0.05)
 
 
+@pytest.mark.parametrize("switch, rates", [(0, [1e-3] * 4), (2, [1e-3, 1e-3, 1e-4, 1e-4])])
+def test_the_learning_rate_changes_once_after_so_many_updates(switch, rates):
+    agent = DQNAgent((4, 84, 84), 5, memory=1000, lr=1e-3, lr_late=1e-4, lr_switch=switch)
+    rng, seen = np.random.default_rng(0), []
+    for _ in range(40):
+        agent.remember(rng.random((4, 84, 84), np.float32), 1, 1.0, rng.random((4, 84, 84), np.float32), False)
+    agent.optimiser.register_step_post_hook(lambda optimiser, *_: seen.append(optimiser.param_groups[0]["lr"]))
+    for _ in range(4):
+        agent.experience_replay()
+    assert seen == rates
+
+
 # ===== 6. A run
 
 TINY = ["--envs", "2", "--steps", "300", "--learn-start", "40", "--batch", "8", "--copy", "7", "--eps-decay", "0.97",
