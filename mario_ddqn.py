@@ -42,6 +42,7 @@ from matplotlib.figure import Figure
 from PIL import Image  # comes with matplotlib
 from torch import nn
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 with contextlib.redirect_stderr(io.StringIO()):  # gym 0.26 greets with a notice that it is retired
@@ -399,6 +400,8 @@ class DQNAgent:
     """Deep Q-learning (Mnih et al. 2015). The local network acts and learns; the target network, a copy of it
     that is refreshed every `copy` updates, values the next state. `rule` is how (see `td_target`)."""
 
+    PARTS = ("local_net", "target_net", "average_net", "optimiser", "memory")
+
     def __init__(self, input_shape, n_actions, rule="tutorial", gamma=0.9, lr=2.5e-4, batch=32, memory=30_000,
                  copy=5_000, eps_start=1.0, eps_decay=0.99, eps_min=0.02, n_step=1, hold=0, reward_scale=1.0,
                  priority=0.0, learn_start=32, lr_late=5e-5, lr_switch=0, n_envs=1, seed=0, device="cpu", bf16=False):
@@ -412,6 +415,8 @@ class DQNAgent:
             self.local_net = DQNSolver(input_shape, n_actions).to(self.device, memory_format=torch.channels_last)
         # local_net acts and learns; target_net, a copy refreshed now and then, values the next state.
         self.target_net = self.local_net if rule == "single" else deepcopy(self.local_net)
+        # For exams: the mean of about the last 1,000 updates' networks, steadier than each (Polyak averaging).
+        self.average_net = AveragedModel(self.local_net, multi_avg_fn=get_ema_multi_avg_fn(0.99))
         self.optimiser = torch.optim.Adam(self.local_net.parameters(), lr=lr, fused=True)
         self.memory = ReplayMemory(memory, n_envs, input_shape[0], input_shape[1:])
         self.rng_act, self.rng_replay = (np.random.default_rng([seed, k]) for k in (1, 2))
@@ -425,9 +430,9 @@ class DQNAgent:
         return max(self.eps_min, self.eps_start * self.eps_decay ** self.updates)
 
     @torch.no_grad()
-    def q_values(self, states):
-        """states (B, 4, 84, 84) float32 in [0, 1] -> (B, n_actions) float32."""
-        return self.local_net(torch.from_numpy(states).to(self.device)).cpu().numpy()
+    def q_values(self, states, net=None):
+        """states (B, 4, 84, 84) float32 in [0, 1] -> (B, n_actions) float32, by the local network unless told."""
+        return (net or self.local_net)(torch.from_numpy(states).to(self.device)).cpu().numpy()
 
     def act(self, states):
         """ε-greedy on the local network: states (E, 4, 84, 84) float32 -> actions (E,) int64.
@@ -499,6 +504,8 @@ class DQNAgent:
         if self.priority:  # p = |δ|^priority: more of what surprised (Schaul et al. 2016, sections 3.3 and 3.4)
             surprise = (q_values.detach().float() - td_target).abs().cpu().numpy()
             self.memory.priority[self.memory.drawn] = (surprise + 0.01) ** self.priority
+        if self.updates % 10 == 0:  # average <- 0.99 average + 0.01 local
+            self.average_net.update_parameters(self.local_net)
         self.updates += 1
         return loss.detach(), q_values.detach().float().mean()
 
@@ -509,12 +516,11 @@ class DQNAgent:
     def state_dict(self):
         """All that its next action and update depend on, for a checkpoint."""
         generators = [rng.bit_generator.state for rng in (self.rng_act, self.rng_replay)]
-        return {"local_net": self.local_net.state_dict(), "target_net": self.target_net.state_dict(),
-                "optimiser": self.optimiser.state_dict(), "memory": self.memory.state_dict(), "updates": self.updates,
+        return {**{name: getattr(self, name).state_dict() for name in self.PARTS}, "updates": self.updates,
                 "held": torch.from_numpy(self.held), "generators": json.dumps(generators)}
 
     def load_state_dict(self, saved):
-        for name in ("local_net", "target_net", "optimiser", "memory"):
+        for name in self.PARTS:
             getattr(self, name).load_state_dict(saved[name])
         self.updates, self.held = saved["updates"], saved["held"].numpy().copy()
         for rng, state in zip((self.rng_act, self.rng_replay), json.loads(saved["generators"]), strict=True):
@@ -790,12 +796,13 @@ def play(q_values, episodes, noise, seed, stage="1-1", show_jump=False, watch=No
 
 
 def examine(agent, args, count, stop=()):
-    """The run's own exam: half of the episodes with idle starts, half with random actions, greedy, in games
-    of their own that are not learnt from, and 500 steps at most: who stands still has failed. More clears are
-    better; among equals, the greater distance is."""
+    """The run's own exam of its average network: half of the episodes with idle starts, half with random actions,
+    greedy, in games of their own that are not learnt from, and 500 steps at most: who stands still has failed.
+    More clears are better; among equals, the greater distance is."""
     half = math.ceil(args.eval_episodes / 2)
+    q_values = partial(agent.q_values, net=agent.average_net)
     results = [result for noise in ("noop", "epsilon")
-               for result in play(agent.q_values, half, noise, args.seed + count["steps"], args.stage,
+               for result in play(q_values, half, noise, args.seed + count["steps"], args.stage,
                                   args.show_jump == "yes", stop=stop, max_steps=500)]
     cleared = sum(result["end"] == "cleared" for result in results)
     distance = float(np.mean([result["furthest_x"] for result in results] or 0))
@@ -811,8 +818,8 @@ def wilson(successes, n, z=1.96):
 
 
 def save_network(path, agent, args, exam):
-    """The network alone, in half precision (3.4 MB), with its settings and the exam it passed."""
-    weights = {name: weight.half().cpu().contiguous() for name, weight in agent.local_net.state_dict().items()}
+    """The average network alone, in half precision (3.4 MB), with its settings and the exam it passed."""
+    weights = {name: weight.half().cpu().contiguous() for name, weight in agent.average_net.module.state_dict().items()}
     content = {"format": FORMAT, "settings": json.dumps(vars(args)), "local_net": weights, "exam": json.dumps(exam)}
     write_atomically(path, lambda file: torch.save(content, file))
 

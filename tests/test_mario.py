@@ -1342,6 +1342,25 @@ def test_the_learning_rate_changes_once_after_so_many_updates(switch, rates):
     assert seen == rates
 
 
+def test_the_average_network_is_the_running_mean_of_every_tenth_network_and_is_what_exams_see(monkeypatch):
+    agent, rng = DQNAgent((4, 84, 84), 5, memory=1000, lr=1e-2), np.random.default_rng(0)
+    for _ in range(40):
+        agent.remember(rng.random((4, 84, 84), np.float32), 1, 1.0, rng.random((4, 84, 84), np.float32), False)
+    mean = None
+    for update in range(25):
+        agent.experience_replay()
+        weight = agent.local_net.fc[2].bias.detach().clone()
+        if update % 10 == 0:
+            mean = weight if mean is None else 0.99 * mean + 0.01 * weight
+    torch.testing.assert_close(agent.average_net.module.fc[2].bias.detach(), mean)
+    assert not torch.allclose(mean, weight)
+    asked, states = [], rng.random((3, 4, 84, 84), np.float32)
+    monkeypatch.setattr(m, "play", lambda q_values, *_, **__: asked.append(q_values(states)) or [])
+    m.examine(agent, SimpleNamespace(eval_episodes=2, seed=0, stage="1-1", show_jump="no"), {"steps": 0, "seconds": 0})
+    with torch.no_grad():
+        np.testing.assert_allclose(asked[0], agent.average_net.module(torch.from_numpy(states)), rtol=1e-5)
+
+
 # ===== 6. A run
 
 TINY = ["--envs", "2", "--steps", "300", "--learn-start", "40", "--batch", "8", "--copy", "7", "--eps-decay", "0.97",
@@ -1457,7 +1476,7 @@ def test_a_run_leaves_readable_files(tiny):
     assert 0 < sum(int(row["length"]) for row in rows) <= 300
     best, last = checkpoint(tiny, "best.pt"), checkpoint(tiny)
     for name, weight in best["local_net"].items():
-        torch.testing.assert_close(weight.float(), last["local_net"][name], rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(weight.float(), last["average_net"][f"module.{name}"], rtol=1e-3, atol=1e-6)
     with Image.open(tiny / "rewards.png") as picture:
         picture.load()
         assert picture.format == "PNG" and min(picture.size) > 300
