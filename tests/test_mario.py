@@ -1842,6 +1842,14 @@ def test_play_repeats_itself_in_the_real_game():
     assert first == second and first[0] != {**first[1], "episode": 0}
 
 
+def test_the_network_that_comes_with_the_program_clears_the_level():
+    """Greedily, on the real game. Another processor rounds in another way and so plays other games: most, not all."""
+    path, q_values, settings = m.find_network(str(m.TRAINED))
+    assert path.stat().st_size < 4e6
+    results = m.play(q_values, 8, "noop", 1, settings["stage"], settings["show_jump"] == "yes", max_steps=500)
+    assert sum(result["end"] == "cleared" for result in results) >= 4, results
+
+
 def test_play_tells_how_an_episode_ended(toy, monkeypatch):
     def always(action):
         return lambda states: np.eye(5, dtype=np.float32)[[action] * len(states)]
