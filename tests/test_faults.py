@@ -211,7 +211,7 @@ def test_an_exam_that_ctrl_c_breaks_off_is_taken_again(toy, tmp_path, monkeypatc
 @pytest.mark.parametrize("envs", ["1", "8"])
 def test_a_busy_machine_changes_no_number(envs, tmp_path):
     """The real game, beside four processes that want every core."""
-    flags = ["--envs", envs, "--steps", "160", "--memory", "2000", "--threads", "2"]
+    flags = ["--envs", envs, "--steps", "80", "--memory", "2000", "--threads", "2"]
     settings = {**REAL, "memory": 1000}
     train(tmp_path / "quiet", *flags, **settings)
     load = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
@@ -292,6 +292,7 @@ def test_any_damage_to_a_file_ends_without_a_traceback(tmp_path_factory, small, 
     target = str(folder / name if name == "best.pt" else folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(m, "play", lambda *_, **__: [])
+        patch.setattr(m.Figure, "savefig", lambda *_, **__: None)  # all of --plot but its slow last line
         patch.setenv("DISPLAY", ":0")
         more = ["--out", str(Path(target) / "x.png")] if flag == "--plot" else []
         no_traceback(capsys, [flag, target, *more])

@@ -1529,7 +1529,7 @@ def test_exams_keep_the_best_network_and_do_not_disturb_the_training(toy, tmp_pa
         results = play(q_values, episodes, *rest, **more)
         if len(weights) % 2 == 0:
             exam.score = next(scores)
-        weights.append({k: v.half() for k, v in q_values.__self__.local_net.state_dict().items()})
+        weights.append({k: v.half() for k, v in q_values.keywords["net"].module.state_dict().items()})
         return [{**result, "end": "died", "furthest_x": exam.score} for result in results]
 
     monkeypatch.setattr(m, "play", exam)
