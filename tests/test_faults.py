@@ -210,11 +210,11 @@ def test_an_exam_that_ctrl_c_breaks_off_is_taken_again(toy, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("envs", ["1", "8"])
 def test_a_busy_machine_changes_no_number(envs, tmp_path):
-    """The real game, beside four processes that want every core."""
-    flags = ["--envs", envs, "--steps", "80", "--memory", "2000", "--threads", "2"]
+    """The real game, beside two processes that want two cores."""
+    flags = ["--envs", envs, "--steps", "64", "--memory", "2000", "--threads", "2"]
     settings = {**REAL, "memory": 1000}
     train(tmp_path / "quiet", *flags, **settings)
-    load = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    load = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
     try:
         train(tmp_path / "busy", *flags, **settings)
     finally:

@@ -1846,8 +1846,8 @@ def test_the_network_that_comes_with_the_program_clears_the_level():
     """Greedily, on the real game. Another processor rounds in another way and so plays other games: most, not all."""
     path, q_values, settings = m.find_network(str(m.TRAINED))
     assert path.stat().st_size < 4e6
-    results = m.play(q_values, 8, "noop", 1, settings["stage"], settings["show_jump"] == "yes", max_steps=500)
-    assert sum(result["end"] == "cleared" for result in results) >= 4, results
+    results = m.play(q_values, 6, "noop", 1, settings["stage"], settings["show_jump"] == "yes", max_steps=500)
+    assert sum(result["end"] == "cleared" for result in results) >= 3, results
 
 
 def test_play_tells_how_an_episode_ended(toy, monkeypatch):
