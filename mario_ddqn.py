@@ -402,9 +402,10 @@ class DQNAgent:
 
     PARTS = ("local_net", "target_net", "average_net", "optimiser", "memory")
 
-    def __init__(self, input_shape, n_actions, rule="tutorial", gamma=0.9, lr=2.5e-4, batch=32, memory=30_000,
-                 copy=5_000, eps_start=1.0, eps_decay=0.99, eps_min=0.02, n_step=1, hold=0, reward_scale=1.0,
-                 priority=0.0, learn_start=32, lr_late=5e-5, lr_switch=0, n_envs=1, seed=0, device="cpu", bf16=False):
+    def __init__(self, input_shape, n_actions, rule="tutorial", gamma=0.9, lr=2.5e-4, batch=32,
+                 memory=30_000, copy=5_000, eps_start=1.0, eps_decay=0.99, eps_min=0.02, n_step=1, hold=0,
+                 reward_scale=1.0, priority=0.0, learn_start=32, lr_late=5e-5, lr_switch=0, n_envs=1, seed=0,
+                 device="cpu", bf16=False):
         self.rule, self.gamma, self.batch, self.copy, self.n_step = rule, gamma, batch, copy, n_step
         self.eps_start, self.eps_decay, self.eps_min = eps_start, eps_decay, eps_min
         self.hold, self.reward_scale, self.priority = hold, reward_scale, priority
@@ -415,7 +416,7 @@ class DQNAgent:
             self.local_net = DQNSolver(input_shape, n_actions).to(self.device, memory_format=torch.channels_last)
         # local_net acts and learns; target_net, a copy refreshed now and then, values the next state.
         self.target_net = self.local_net if rule == "single" else deepcopy(self.local_net)
-        # For exams: the mean of about the last 1,000 updates' networks, steadier than each (Polyak averaging).
+        # For exams: the mean of about the last 1,000 updates' networks, meant to be steadier than each.
         self.average_net = AveragedModel(self.local_net, multi_avg_fn=get_ema_multi_avg_fn(0.99))
         self.optimiser = torch.optim.Adam(self.local_net.parameters(), lr=lr, fused=True)
         self.memory = ReplayMemory(memory, n_envs, input_shape[0], input_shape[1:])
@@ -431,7 +432,7 @@ class DQNAgent:
 
     @torch.no_grad()
     def q_values(self, states, net=None):
-        """states (B, 4, 84, 84) float32 in [0, 1] -> (B, n_actions) float32, by the local network unless told."""
+        """states (B, 4, 84, 84) float32 in [0, 1] -> (B, n_actions) float32; net: local unless given."""
         return (net or self.local_net)(torch.from_numpy(states).to(self.device)).cpu().numpy()
 
     def act(self, states):
@@ -458,9 +459,10 @@ class DQNAgent:
             self.held[1, env] = 0
 
     def recall(self):
-        """A batch (uniform when `priority` is 0): states, actions, rewards, next_states, terminals, discounts."""
+        """A batch: states, actions, rewards, next_states, terminals, discounts (`priority` 0: uniform)."""
         sample = self.memory.sample(self.batch, self.rng_replay, self.n_step, self.gamma)
-        state, action, reward, next_state, terminal, discount = (torch.from_numpy(x).to(self.device) for x in sample)
+        sample = [torch.from_numpy(x).to(self.device) for x in sample]
+        state, action, reward, next_state, terminal, discount = sample
         state, next_state = (x.contiguous(memory_format=torch.channels_last).float().div_(255)
                              for x in (state, next_state))  # (B, 4, 84, 84) float32
         return state, action, reward, next_state, terminal, discount
@@ -468,14 +470,14 @@ class DQNAgent:
     def td_target(self, reward, next_state, terminal, discount):
         """What Q(s, a) should have been, (B,) float32. The three rules differ in one line each."""
         if self.rule == "single":
-            # r + γ max_a Q_local(s', a)                       (one network on both sides; Mnih et al. 2013)
-            next_value = self.local_net(next_state).max(1).values                # (B,)
+            # r + γ max_a Q_local(s', a)                   (one network on both sides; Mnih et al. 2013)
+            next_value = self.local_net(next_state).max(1).values  # (B,)
         elif self.rule == "tutorial":
-            # r + γ max_a Q_target(s', a)                      (Mnih et al. 2015, eq. 2)
-            next_value = self.target_net(next_state).max(1).values               # (B,)  <- changed: older copy
+            # r + γ max_a Q_target(s', a)                  (Mnih et al. 2015, eq. 2)
+            next_value = self.target_net(next_state).max(1).values  # (B,)  <- changed: older copy
         else:  # hasselt
-            # r + γ Q_target(s', argmax_a Q_local(s', a))      (van Hasselt, Guez and Silver 2016, eq. 4)
-            best = self.local_net(next_state).argmax(1, keepdim=True)            # (B, 1)  <- changed: local picks
+            # r + γ Q_target(s', argmax_a Q_local(s', a))  (van Hasselt, Guez and Silver 2016, eq. 4)
+            best = self.local_net(next_state).argmax(1, keepdim=True)  # (B, 1)  <- changed: local picks
             next_value = self.target_net(next_state).gather(1, best).squeeze(1)  # (B,)  <- target values
         return reward + discount * next_value.float() * (1 - terminal)  # a terminal step's target is r
 
@@ -501,7 +503,7 @@ class DQNAgent:
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
-        if self.priority:  # p = |δ|^priority: more of what surprised (Schaul et al. 2016, sections 3.3 and 3.4)
+        if self.priority:  # p = |δ|^priority: more of what surprised (Schaul et al. 2016, 3.3 and 3.4)
             surprise = (q_values.detach().float() - td_target).abs().cpu().numpy()
             self.memory.priority[self.memory.drawn] = (surprise + 0.01) ** self.priority
         if self.updates % 10 == 0:  # average <- 0.99 average + 0.01 local
