@@ -681,7 +681,7 @@ def run(args, folder, checkpoint=None):
                    **agent.state_dict()}
         write_atomically(folder / "last.pt", lambda file: torch.save(content, file))
 
-    def row_of(track):
+    def add_row(track):
         loss, mean_q = torch.tensor(learnt).mean(0).tolist() if learnt else (math.nan, math.nan)
         rows.append(dict(zip(COLUMNS, (
             len(rows) + 1, count["steps"], round(count["seconds"], 2), track.total_reward, track.length,
@@ -706,7 +706,7 @@ def run(args, folder, checkpoint=None):
             # 1. Now and then the agent is examined, and all is written down.
             if args.eval_every and count["steps"] // args.eval_every > count["exams"]:
                 exam = examine(agent, args, count, stop)
-                if not stop:  # else it is taken again when the run is continued
+                if exam:  # else it was broken off, and is taken again when the run is continued
                     exams.append(exam)
                     count["exams"] = count["steps"] // args.eval_every
                     if exam["score"] >= max(exam["score"] for exam in exams):
@@ -730,7 +730,7 @@ def run(args, folder, checkpoint=None):
                 count["steps"] += 1
                 count["seconds"] = seconds_before + time.perf_counter() - started
                 if terminated or truncated:
-                    csv.DictWriter(file, COLUMNS).writerow(row_of(tracks[e]))
+                    csv.DictWriter(file, COLUMNS).writerow(add_row(tracks[e]))
                     file.flush()
                     learnt, tracks[e], states[e] = [], Episode(rng_noise, args.train_noise), games.reset(e)
                     bar.set_postfix_str(progress(), refresh=False)
@@ -806,8 +806,10 @@ def examine(agent, args, count, stop=()):
     results = [result for noise in ("noop", "epsilon")
                for result in play(q_values, half, noise, args.seed + count["steps"], args.stage,
                                   args.show_jump == "yes", stop=stop, max_steps=500)]
+    if stop:  # broken off
+        return None
     cleared = sum(result["end"] == "cleared" for result in results)
-    distance = float(np.mean([result["furthest_x"] for result in results] or 0))
+    distance = float(np.mean([result["furthest_x"] for result in results]))
     return {"steps": count["steps"], "minutes": count["seconds"] / 60, "episodes": len(results), "cleared": cleared,
             "mean_furthest_x": distance, "score": cleared + distance / 1e5}
 
@@ -1106,8 +1108,7 @@ def resume(args):
 def plot(args):
     if not args.out or Path(args.out).suffix not in (".png", ".svg", ".pdf"):
         raise UserError("--plot: --out FILE is missing, a .png, .svg or .pdf")
-    folders = [Path(name) for name in args.plot]
-    plot_rewards(folders, Path(args.out), args.x)
+    plot_rewards([Path(name) for name in args.plot], Path(args.out), args.x)
     print(f"saved {args.out}")
 
 

@@ -24,6 +24,10 @@ from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from grid_qlearning import save_whole  # noqa: E402
+
 FOLDER = ROOT / "notebooks"
 SCRIPTS = {"1_grid_qlearning.ipynb": "grid_qlearning.py", "2_mario_ddqn.ipynb": "mario_ddqn.py"}
 MAX_BYTES = 3_000_000
@@ -132,12 +136,7 @@ def text_of(notebook):
 
 def write(path, notebook):
     """Whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        unfinished.write_text(text_of(notebook), encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    save_whole(path, lambda unfinished: unfinished.write_text(text_of(notebook), encoding="utf-8"))
 
 
 # --- Running -------------------------------------------------------------------------------------

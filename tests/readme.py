@@ -193,8 +193,7 @@ def trials():
     lines = ["| run | change | expected | " + " | ".join(f"{mark // 1000}k steps" for mark in marks) + " | kept |",
              "| --- " * (len(marks) + 4) + "|"]
     for trial in json.loads((ROOT / "results" / "trials" / "trials.json").read_text()):
-        own = ROOT / "results" / "trials" / f"{trial['run']}.csv"
-        rows = mario_ddqn.read_rows(ROOT / "results" / trial["csv"] if "csv" in trial else own)
+        rows = mario_ddqn.read_rows(ROOT / "results" / trial.get("csv", f"trials/{trial['run']}.csv"))
         cells = []
         for mark in marks:
             last = last_hundred(rows, mark)

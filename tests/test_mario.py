@@ -1354,8 +1354,8 @@ def test_the_average_network_is_the_running_mean_of_every_tenth_network_and_is_w
             mean = weight if mean is None else 0.99 * mean + 0.01 * weight
     torch.testing.assert_close(agent.average_net.module.fc[2].bias.detach(), mean)
     assert not torch.allclose(mean, weight)
-    asked, states = [], rng.random((3, 4, 84, 84), np.float32)
-    monkeypatch.setattr(m, "play", lambda q_values, *_, **__: asked.append(q_values(states)) or [])
+    asked, states, ended = [], rng.random((3, 4, 84, 84), np.float32), {"end": "died", "furthest_x": 0}
+    monkeypatch.setattr(m, "play", lambda q_values, *_, **__: asked.append(q_values(states)) or [ended])
     m.examine(agent, SimpleNamespace(eval_episodes=2, seed=0, stage="1-1", show_jump="no"), {"steps": 0, "seconds": 0})
     with torch.no_grad():
         np.testing.assert_allclose(asked[0], agent.average_net.module(torch.from_numpy(states)), rtol=1e-5)

@@ -131,7 +131,7 @@ def main():
     if args.cost:
         summary["cost"] = cost(args.cost)
         print(json.dumps(summary["cost"], indent=1))
-    args.out.write_text(json.dumps(summary, indent=1) + "\n")
+    mario_ddqn.write_json(args.out, summary)
     sys.exit(0 if summary["identical_to_the_unbroken_run"] == len(trials) else 1)
 
 
