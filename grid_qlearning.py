@@ -19,6 +19,10 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+if not (3, 10) <= sys.version_info < (3, 15):
+    print(f"grid_qlearning.py: this is Python {sys.version.split()[0]}; it needs Python 3.10 to 3.14", file=sys.stderr)
+    raise SystemExit(2)
+
 import numpy as np
 from matplotlib.figure import Figure  # not pyplot: needs no display, changes no backend
 

@@ -33,6 +33,10 @@ try:
 except ImportError:  # Windows: there a run is not locked
     fcntl = None
 
+if not (3, 10) <= sys.version_info < (3, 15):
+    print(f"mario_ddqn.py: this is Python {sys.version.split()[0]}; it needs Python 3.10 to 3.14", file=sys.stderr)
+    raise SystemExit(2)
+
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # PyTorch's idle threads sleep: the emulators need their cores
 
 import cv2
@@ -45,13 +49,18 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-with contextlib.redirect_stderr(io.StringIO()):  # gym 0.26 greets with a notice that it is retired
-    import gym
-    import gym_super_mario_bros  # noqa: F401 - registers the game with gym
+# The game's packages come in two generations: gym and gym-super-mario-bros 7 up to Python 3.12, Gymnasium and
+# gym-super-mario-bros 9 from 3.13 on (requirements.txt). They differ here and in `make_game`, nowhere else.
+if sys.version_info < (3, 13):
+    with contextlib.redirect_stderr(io.StringIO()):  # gym 0.26 greets with a notice that it is retired
+        import gym
+    gym.logger.set_level(gym.logger.ERROR)  # the "-v0 is out of date" hint: v0 is the original game, on purpose
+else:
+    import gymnasium as gym
+import gym_super_mario_bros  # noqa: F401 - registers the game
 from gym_super_mario_bros.actions import RIGHT_ONLY
 from nes_py.wrappers import JoypadSpace
 
-gym.logger.set_level(gym.logger.ERROR)  # the "-v0 is out of date" hint: v0 is the original game, on purpose
 cv2.setNumThreads(1)  # one frame is too small to share out; the threads belong to the emulators
 
 
@@ -67,8 +76,8 @@ def bgrx(obs):
     nes-py hands out a mirrored view of this buffer, (240, 256, 3) in RGB. Every copy of such a view
     goes byte by byte; the buffer beneath it is copied at once. Same pixels, four times as fast.
     """
-    if obs.base is not None and obs.base.size == 240 * 256 * 4:
-        return obs.base.reshape(240, 256, 4)
+    if obs.strides == (1024, 4, -1):  # such a view: four bytes a pixel, read backwards
+        return np.lib.stride_tricks.as_strided(obs[:, :, ::-1], (240, 256, 4), (1024, 4, 1))
     return cv2.cvtColor(np.ascontiguousarray(obs), cv2.COLOR_RGB2BGRA)
 
 
@@ -168,13 +177,37 @@ class ScaledFloatFrame(gym.ObservationWrapper):
         return obs.astype(np.float32) / 255.0  # (4, 84, 84) float32
 
 
+class TutorialReward(gym.Wrapper):
+    """What gym-super-mario-bros 7 pays for a frame, for version 9, which pays otherwise (for a new furthest x only,
+    for score, coins and the flag): Δx + Δclock − 25 for dying, clipped to ±15."""
+
+    def reset(self, **kwargs):
+        obs, info = self.env.reset(**kwargs)
+        self.x, self.clock = info["x_pos"], info["time"]
+        return obs, info
+
+    def step(self, action):
+        obs, _, terminated, truncated, info = self.env.step(action)
+        moved, ticked = info["x_pos"] - self.x, info["time"] - self.clock
+        self.x, self.clock = info["x_pos"], info["time"]
+        reward = (moved if abs(moved) <= 5 else 0) + min(ticked, 0)  # Mario is no faster; the clock runs backwards
+        reward -= 25 * (info["is_dying"] or info["is_dead"])
+        return obs, float(np.clip(reward, -15, 15)), terminated, truncated, info
+
+
+def make_game(stage):
+    """The bare game, (240, 256, 3) uint8, and its reward, the same in both generations of packages."""
+    if sys.version_info < (3, 13):  # gym 0.26: nes-py 8 still speaks the API before it
+        return gym.make(f"SuperMarioBros-{stage}-v0", apply_api_compatibility=True, disable_env_checker=True)
+    return TutorialReward(gym.make(f"SuperMarioBros-{stage}-v0", disable_env_checker=True))
+
+
 def make_env(stage="1-1", show_jump=False):
     """The game as the agent sees it: states (4, 84, 84) float32 in [0, 1], five actions (RIGHT_ONLY).
 
     The reward of a frame is Δx + Δclock − 25 for dying, clipped to ±15; a step adds up four frames.
     """
-    env = gym.make(f"SuperMarioBros-{stage}-v0", apply_api_compatibility=True, disable_env_checker=True)
-    env = MaxAndSkipEnv(env)
+    env = MaxAndSkipEnv(make_game(stage))
     env = ProcessFrame84(env, show_jump)
     env = ImageToPyTorch(env)
     env = BufferWrapper(env)
@@ -705,7 +738,7 @@ def run(args, folder, checkpoint=None):
         while True:
             # 1. Now and then the agent is examined, and all is written down.
             if args.eval_every and count["steps"] // args.eval_every > count["exams"]:
-                exam = examine(agent, args, count, stop)
+                exam = examine(agent, args, count, rows, stop)
                 if exam:  # else it was broken off, and is taken again when the run is continued
                     exams.append(exam)
                     count["exams"] = count["steps"] // args.eval_every
@@ -765,11 +798,29 @@ def run(args, folder, checkpoint=None):
 
 # ===== 5. Evaluation and pictures. In: a trained network, or runs. Out: clear rates, clips, reward curves.
 
-def play(q_values, episodes, noise, seed, stage="1-1", show_jump=False, watch=None, stop=(), max_steps=1000):
+def promise(chosen, gamma, cut):
+    """What the network promised and what came, in points: the mean Q(s, a) of the greedy actions an episode played,
+    and the mean discounted return that followed them (van Hasselt, Guez and Silver 2016, figure 3).
+
+    chosen: (Q(s, a), or None where noise chose the action; reward) of every step. cut: the episode was broken off,
+    so that the last 100 returns are not whole."""
+    q, returns, total = [], [], 0.0
+    for value, reward in reversed(chosen):
+        total = reward + gamma * total  # G_t = r_t + γ G_{t+1}
+        q.append(value)
+        returns.append(total)
+    own = [k for k in range(100 if cut else 0, len(q)) if q[k] is not None]
+    return {"q": float(np.mean([q[k] for k in own])) if own else None,
+            "discounted_return": float(np.mean([returns[k] for k in own])) if own else None}
+
+
+def play(q_values, episodes, noise, seed, stage="1-1", show_jump=False, watch=None, stop=(), max_steps=1000,
+         gamma=0.95, reward_scale=1.0):
     """Greedy episodes, up to 8 at a time. Episode i draws its noise from a generator of its own,
     whichever emulator plays it. After `max_steps` agent steps (a clear takes about 300) it ends as not
-    cleared. `watch(env, track, info, done)` is called after every step. Returns one dict per episode; fewer, when
-    something turns up in `stop`."""
+    cleared. `watch(env, track, info, done)` is called after every step. γ and the scale of the rewards are those
+    the network was trained with (see `promise`). Returns one dict per episode; fewer, when something turns up in
+    `stop`."""
     games = Emulators(1 if watch else min(8, episodes), stage, show_jump)
     waiting, results = list(range(episodes)), {}
     states, tracks = {}, {}
@@ -777,13 +828,16 @@ def play(q_values, episodes, noise, seed, stage="1-1", show_jump=False, watch=No
         for e in set(range(len(games.envs))) - set(tracks):
             if waiting:
                 tracks[e] = Episode(np.random.default_rng([seed, 4, waiting[0]]), noise)
-                tracks[e].number, states[e] = waiting.pop(0), games.reset(e)
+                tracks[e].number, tracks[e].chosen, states[e] = waiting.pop(0), [], games.reset(e)
         which = sorted(tracks)
-        greedy = q_values(np.stack([states[e] for e in which])).argmax(1)
-        actions = [tracks[e].disturb(action) for e, action in zip(which, greedy, strict=True)]
-        for e, (state, reward, terminated, truncated, info) in zip(which, games.step(actions, which), strict=True):
-            states[e], track = state, tracks[e]
+        values = q_values(np.stack([states[e] for e in which]))  # (E, 5)
+        actions = [tracks[e].disturb(action) for e, action in zip(which, values.argmax(1), strict=True)]
+        for k, (state, reward, terminated, truncated, info) in enumerate(games.step(actions, which)):
+            e, track = which[k], tracks[which[k]]
+            states[e] = state
             track.add(reward, info)
+            own = actions[k] == values[k].argmax()
+            track.chosen.append((float(values[k].max()) / reward_scale if own else None, reward))
             done = terminated or truncated or track.length >= max_steps
             if watch:
                 watch(games.envs[e], track, info, done)
@@ -791,27 +845,37 @@ def play(q_values, episodes, noise, seed, stage="1-1", show_jump=False, watch=No
                 results[track.number] = {
                     "episode": track.number, "return": track.total_reward, "length": track.length,
                     "furthest_x": track.furthest_x, "end_x": int(info["x_pos"]),
-                    "end": "cleared" if track.cleared else "died" if terminated else "out of time"}
+                    "end": "cleared" if track.cleared else "died" if terminated else "out of time",
+                    **promise(track.chosen, gamma, cut=not (terminated or truncated))}
                 del tracks[e]
     games.close()
     return [results[number] for number in sorted(results)]
 
 
-def examine(agent, args, count, stop=()):
+def means(results):
+    """The two sides of `promise`, over the episodes that have them."""
+    return {name: float(np.mean([result[name] for result in results if result[name] is not None] or [0]))
+            for name in ("q", "discounted_return")}
+
+
+def examine(agent, args, count, rows, stop=()):
     """The run's own exam of its average network: half of the episodes with idle starts, half with random actions,
     greedy, in games of their own that are not learnt from, and 500 steps at most: who stands still has failed.
-    More clears are better; among equals, the greater distance is."""
+    So few games are a coarse judge; therefore the score is the share of clears in the exam plus the share in the
+    last 100 games of the training (`rows`), which cost nothing. Among equals the greater distance is better."""
     half = math.ceil(args.eval_episodes / 2)
     q_values = partial(agent.q_values, net=agent.average_net)
     results = [result for noise in ("noop", "epsilon")
                for result in play(q_values, half, noise, args.seed + count["steps"], args.stage,
-                                  args.show_jump == "yes", stop=stop, max_steps=500)]
+                                  args.show_jump == "yes", None, stop, 500, args.gamma, args.reward_scale)]
     if stop:  # broken off
         return None
     cleared = sum(result["end"] == "cleared" for result in results)
     distance = float(np.mean([result["furthest_x"] for result in results]))
+    trained = float(np.mean([row["cleared"] for row in rows[-100:]] or [0]))
     return {"steps": count["steps"], "minutes": count["seconds"] / 60, "episodes": len(results), "cleared": cleared,
-            "mean_furthest_x": distance, "score": cleared + distance / 1e5}
+            "mean_furthest_x": distance, **means(results), "training_clears": trained,
+            "score": cleared / len(results) + trained + distance / 1e7}
 
 
 def wilson(successes, n, z=1.96):
@@ -862,11 +926,13 @@ def evaluate(args):
     """--evaluate: plays, prints and saves the clear rate."""
     path, q_values, settings = find_network(args.evaluate)
     n = 1 if args.noise == "none" else args.episodes
-    results = play(q_values, n, args.noise, args.seed, settings["stage"], settings.get("show_jump") == "yes")
+    results = play(q_values, n, args.noise, args.seed, settings["stage"], settings.get("show_jump") == "yes",
+                   gamma=settings["gamma"], reward_scale=settings["reward_scale"])
     ends = Counter((result["end"], result["end_x"] // 50 * 50) for result in results if result["end"] != "cleared")
     cleared, distance = n - sum(ends.values()), float(np.mean([result["furthest_x"] for result in results]))
     summary = {"network": path.name, "noise": args.noise, "seed": args.seed, "episodes": n, "cleared": cleared,
-               "mean_return": float(np.mean([result["return"] for result in results])), "mean_furthest_x": distance}
+               "mean_return": float(np.mean([result["return"] for result in results])), "mean_furthest_x": distance,
+               **means(results)}
     if args.noise == "none":  # one trajectory, always the same: not a rate
         print("{0}: {end} at x = {end_x}, return {return:.0f}, in the one greedy episode of a game without randomness. "
               "A rate needs noise: --noise noop, epsilon or sticky.".format(path, **results[0]))
@@ -877,6 +943,8 @@ def evaluate(args):
               f"{low:.0%} to {high:.0%}), mean furthest x {distance:.0f}")
         for (end, x), times in ends.most_common(8):
             print(f"{times:6d} × {end} at x = {x} to {x + 49}")
+    print("Q of its actions: {q:.0f} points on average; the discounted return that followed: "
+          "{discounted_return:.0f}".format(**summary))
     out = Path(args.out) if args.out else path.with_name(f"evaluation-{path.stem}-{args.noise}.json")
     write_json(out, {**summary, "results": results})
     print(f"saved {out}")
@@ -891,7 +959,7 @@ def show(args):
 
     def watch(env, track, info, done):
         picture = np.zeros((264, 256, 3), np.uint8)
-        picture[:240] = env.frames[-1][:, :, :3]  # B, G, R; below the game's 240 rows stands the action
+        picture[:240] = last_frames(env)[-1][:, :, :3]  # B, G, R; below the game's 240 rows stands the action
         text = " + ".join(RIGHT_ONLY[track.last_action]) + f"   x {info['x_pos']}" + "   CLEARED" * track.cleared
         cv2.putText(picture, text, (6, 257), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (255, 255, 255), 1, cv2.LINE_AA)
         if args.record:
@@ -909,6 +977,13 @@ def show(args):
     if args.record:
         write_clip(Path(args.record), pictures)
         print(f"saved {args.record}: {len(pictures)} pictures")
+
+
+def last_frames(env):
+    """What MaxAndSkipEnv, somewhere in `env`, took the maximum of: one or two frames, (240, 256, 4) uint8 each."""
+    while "frames" not in vars(env):
+        env = env.env
+    return env.frames
 
 
 def write_clip(path, pictures, fps=15):

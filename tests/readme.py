@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -104,6 +104,26 @@ def throughput():
                           check=True, capture_output=True, text=True).stdout.strip()
 
 
+def pythons():
+    """One line per Python that throughput.py was run with: medians over the rounds."""
+    found = [json.loads(path.read_text()) for path in (ROOT / "results").glob("throughput*.json")]
+    lines = ["| Python | emulation alone, steps/s | " + " | ".join(
+        f"{loop['label']}, {loop['train_every']} steps per update" for loop in found[0]["loops"][3:]) + " |",
+        "| --- " * (2 + len(found[0]["loops"][3:])) + "|"]
+    for result in sorted(found, key=lambda result: int(result["machine"]["python"].split(".")[1])):
+        alone = median(one["alone"]["emulation emulation"]["count"] / one["alone"]["emulation emulation"]["seconds"]
+                       for one in result["raw"])
+        speeds = (f"{loop['steps_per_second']['median']:.0f}" for loop in result["loops"][3:])
+        lines.append(f"| {result['machine']['python']} | {alone:.0f} | {' | '.join(speeds)} |")
+    return "\n".join(lines)
+
+
+def double():
+    script = ROOT / "tests" / "benchmarks" / "double_or_not.py"
+    return subprocess.run([sys.executable, script, "--markdown"],
+                          check=True, capture_output=True, text=True).stdout.strip()
+
+
 def seeds():
     """The runs of the default settings, one per seed: [(name, rows, exams, {noise: evaluation})]."""
     runs = []
@@ -127,7 +147,9 @@ def clear_rates():
     lines = ["| seed | first clear | best exam | no noise | " + " | ".join(f"`{noise}`" for noise in NOISES[1:]) + " |",
              "| --- " * (len(NOISES) + 3) + "|"]
     for name, rows, exams, evaluations in seeds():
-        first, best = next((row for row in rows if row["cleared"]), None), max(exams, key=lambda exam: exam["score"])
+        first = next((row for row in rows if row["cleared"]), None)
+        best = max(exams, key=lambda exam: exam["cleared"] / exam["episodes"] + fmean(
+            row["cleared"] for row in last_hundred(rows, exam["steps"])))  # as mario_ddqn.examine has it
         cells = [name, f"{first['env_steps']:,} steps, {first['seconds'] / 60:.0f} min, episode {first['episode']}"
                  if first else "none",
                  f"{best['steps']:,} steps, {best['minutes']:.0f} min: {best['cleared']} of {best['episodes']}",
@@ -209,7 +231,7 @@ BLOCKS = {"mario flags": lambda: flags(mario_ddqn.build_parser()),
           "grid flags": lambda: flags(grid_qlearning.make_parser()),
           "settings": settings, "throughput": throughput, "trials": trials,
           "clear rates": clear_rates, "shipped": shipped, "survives": survives,
-          "expect": expect}
+          "expect": expect, "pythons": pythons, "double": double}
 
 
 def updated(text):

@@ -57,7 +57,7 @@ def once(tmp_path_factory, name, make):
 
 
 def bare_game():
-    return gym.make("SuperMarioBros-1-1-v0", apply_api_compatibility=True, disable_env_checker=True)
+    return m.make_game("1-1")
 
 
 def colours(stack):
@@ -1354,9 +1354,16 @@ def test_the_average_network_is_the_running_mean_of_every_tenth_network_and_is_w
             mean = weight if mean is None else 0.99 * mean + 0.01 * weight
     torch.testing.assert_close(agent.average_net.module.fc[2].bias.detach(), mean)
     assert not torch.allclose(mean, weight)
-    asked, states, ended = [], rng.random((3, 4, 84, 84), np.float32), {"end": "died", "furthest_x": 0}
+    asked, states = [], rng.random((3, 4, 84, 84), np.float32)
+    ended = {"end": "died", "furthest_x": 0, "q": 2.0, "discounted_return": 1.0}
     monkeypatch.setattr(m, "play", lambda q_values, *_, **__: asked.append(q_values(states)) or [ended])
-    m.examine(agent, SimpleNamespace(eval_episodes=2, seed=0, stage="1-1", show_jump="no"), {"steps": 0, "seconds": 0})
+    settings = SimpleNamespace(eval_episodes=2, seed=0, stage="1-1", show_jump="no", gamma=0.9, reward_scale=0.1)
+    rows = [{"cleared": 1}] * 30 + [{"cleared": 0}] * 80 + [{"cleared": 1}] * 10
+    exam = m.examine(agent, settings, {"steps": 0, "seconds": 0}, rows)
+    assert (exam["q"], exam["discounted_return"], exam["training_clears"]) == (2, 1, 0.2)
+    assert exam["score"] == pytest.approx(0.2)
+    ended.update(end="cleared", furthest_x=3161)
+    assert m.examine(agent, settings, {"steps": 0, "seconds": 0}, [])["score"] == pytest.approx(1, abs=1e-3)
     with torch.no_grad():
         np.testing.assert_allclose(asked[0], agent.average_net.module(torch.from_numpy(states)), rtol=1e-5)
 
@@ -1699,14 +1706,17 @@ def test_with_noise_every_episode_and_the_interval_are_written(walker, walk, tmp
 def test_the_clear_rate_and_its_interval(walker, tmp_path, monkeypatch, capsys):
     def play(q_values, episodes, *rest, **more):
         return [{"episode": k, "return": 10.0 * k, "length": 300, "furthest_x": 3000 + k, "end_x": 3000 + k,
-                 "end": "died" if k < 10 else "cleared"} for k in range(episodes)]
+                 "end": "died" if k < 10 else "cleared", "q": 150.0, "discounted_return": 140.0 + k % 2}
+                for k in range(episodes)]
     monkeypatch.setattr(m, "play", play)
     assert main(["--evaluate", str(walker), "--noise", "epsilon", "--out", str(tmp_path / "x.json")]) == 0
     result = json.loads((tmp_path / "x.json").read_text())
     assert (result["episodes"], result["cleared"], result["clear_rate"]) == (100, 90, 0.9)
     assert result["wilson_95"] == pytest.approx([0.8256, 0.9448], abs=5e-5)
     assert result["mean_return"] == pytest.approx(495) and result["mean_furthest_x"] == pytest.approx(3049.5)
-    assert "90 of 100" in capsys.readouterr().out
+    assert (result["q"], result["discounted_return"]) == (150, 140.5)
+    out = capsys.readouterr().out
+    assert "90 of 100" in out and "150 points" in out and "140" in out
 
 
 @pytest.mark.parametrize("successes, n, low, high", [
@@ -1850,18 +1860,47 @@ def test_the_network_that_comes_with_the_program_clears_the_level():
     assert sum(result["end"] == "cleared" for result in results) >= 3, results
 
 
+def always(action):
+    return lambda states: np.eye(5, dtype=np.float32)[[action] * len(states)]
+
+
 def test_play_tells_how_an_episode_ended(toy, monkeypatch):
-    def always(action):
-        return lambda states: np.eye(5, dtype=np.float32)[[action] * len(states)]
     (cleared,) = m.play(always(4), 1, "none", 0)
-    assert cleared == {"episode": 0, "return": 63.0, "length": 7, "furthest_x": 103, "end_x": 103, "end": "cleared"}
-    (died,) = m.play(always(2), 1, "none", 0)
-    assert died == {"episode": 0, "return": 24.0, "length": 12, "furthest_x": 64, "end_x": 64, "end": "died"}
+    for end, expected in ((cleared, {"return": 63.0, "length": 7, "furthest_x": 103, "end_x": 103, "end": "cleared"}),
+                          (died := m.play(always(2), 1, "none", 0)[0],
+                           {"return": 24.0, "length": 12, "furthest_x": 64, "end_x": 64, "end": "died"})):
+        assert end == {"episode": 0, **expected, "q": 1.0, "discounted_return": end["discounted_return"]}
+    assert cleared["discounted_return"] != died["discounted_return"]
     (late,) = m.play(always(1), 1, "none", 0, max_steps=9)
     assert (late["end"], late["length"]) == ("out of time", 9)
     monkeypatch.setattr(toy, "cut", 5)
     (cut,) = m.play(always(1), 1, "none", 0)
     assert (cut["end"], cut["length"]) == ("out of time", 5)
+
+
+def test_the_promise_is_the_q_of_the_greedy_actions_beside_the_discounted_return_that_followed():
+    chosen = [(1.0, 2.0), (None, 3.0), (5.0, 4.0)]  # the second action was noise
+    # G_2 = 4, G_1 = 3 + 4/2 = 5, G_0 = 2 + 5/2 = 4.5
+    assert m.promise(chosen, 0.5, cut=False) == {"q": 3.0, "discounted_return": 4.25}
+    assert m.promise(chosen, 0.5, cut=True) == {"q": None, "discounted_return": None}  # too short to tell
+    long = m.promise([(k, 1.0) for k in range(150)], 0.5, cut=True)  # only the first 50 returns are whole
+    assert long["q"] == 24.5 and long["discounted_return"] == pytest.approx(2, abs=1e-9)
+    assert m.means([{"q": 1.0, "discounted_return": 3.0}, {"q": None, "discounted_return": None},
+                    {"q": 2.0, "discounted_return": 4.0}]) == {"q": 1.5, "discounted_return": 3.5}
+
+
+@pytest.mark.parametrize("noise", ["none", "epsilon"])
+def test_an_episode_tells_its_promise_in_points(toy, monkeypatch, noise):
+    played, step = [], toy.step
+    monkeypatch.setitem(m.NOISES, "epsilon", {"epsilon": 0.5})
+    monkeypatch.setattr(toy, "step", lambda self, action: played.append((action, step(self, action))) or played[-1][1])
+    (result,) = m.play(lambda states: 3 * always(2)(states), 1, noise, 3, gamma=0.8, reward_scale=0.1)
+    rewards, returns = [reward for _, (_, reward, *_) in played], []
+    for t in range(len(rewards)):
+        returns.append(sum(0.8 ** k * reward for k, reward in enumerate(rewards[t:])))
+    own = [returns[t] for t, (action, _) in enumerate(played) if action == 2]
+    assert result["q"] == pytest.approx(30) and result["discounted_return"] == pytest.approx(np.mean(own))
+    assert (len(own) < len(returns)) == (noise == "epsilon")
 
 
 # ===== 8. Bad input: one line, exit code 2, nothing written

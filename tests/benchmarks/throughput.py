@@ -43,13 +43,18 @@ import numpy as np
 import torch
 from torch import nn
 
-with contextlib.redirect_stderr(io.StringIO()):  # gym greets with a notice
-    import gym
-    import gym_super_mario_bros  # noqa: F401 - registers the game with gym
+if sys.version_info < (3, 13):  # as in mario_ddqn.py: two generations of packages
+    with contextlib.redirect_stderr(io.StringIO()):  # gym greets with a notice
+        import gym
+    gym.logger.set_level(gym.logger.ERROR)
+    MAKE = {"apply_api_compatibility": True, "disable_env_checker": True}
+else:
+    import gymnasium as gym
+    MAKE = {"disable_env_checker": True}
+import gym_super_mario_bros  # noqa: F401 - registers the game
 from gym_super_mario_bros.actions import RIGHT_ONLY
 from nes_py.wrappers import JoypadSpace
 
-gym.logger.set_level(gym.logger.ERROR)
 SAVED, CPUINFO = Path(__file__).resolve().parents[2] / "results" / "throughput.json", "/proc/cpuinfo"
 EPSILON, WARM_UP = 0.02, 0.5  # WARM_UP: seconds at the start of each turn that do not count
 SAME_WORK = ["--preset", "tutorial", "--double", "--precision"]
@@ -89,7 +94,7 @@ class PlainFrames(gym.ObservationWrapper):
 
 
 def plain_env():
-    env = gym.make("SuperMarioBros-1-1-v0", apply_api_compatibility=True, disable_env_checker=True)
+    env = gym.make("SuperMarioBros-1-1-v0", **MAKE)
     return JoypadSpace(PlainFrames(PlainMaxAndSkip(env)), RIGHT_ONLY)
 
 
