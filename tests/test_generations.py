@@ -9,10 +9,12 @@ import subprocess
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement  # comes with pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import mario_ddqn as m
@@ -128,6 +130,19 @@ def test_the_tutorials_reward_is_made_from_x_clock_and_death(before, after, rewa
     assert env.step(0)[1] == -15 * (after[2] or after[3])  # the next frame counts from this one
 
 
+def test_the_buffer_beneath_the_screen_is_found_without_a_copy():
+    env = m.make_game("1-1")
+    env.reset()
+    obs, *_ = env.step(RIGHT)
+    buffer = m.bgrx(obs)
+    assert np.shares_memory(buffer, obs) and buffer.flags.c_contiguous and buffer.shape == (240, 256, 4)
+    np.testing.assert_array_equal(buffer[:, :, 2::-1], obs)
+    plain = np.array(obs)  # a picture of one's own has no such buffer: it is copied
+    assert not np.shares_memory(m.bgrx(plain), plain)
+    np.testing.assert_array_equal(m.bgrx(plain)[:, :, 2::-1], obs)
+    env.close()
+
+
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="nes-py 8 has no grey of its own")
 def test_the_emulators_own_grey_is_the_tutorials_only_before_the_maximum_of_two_frames():
     env, rng = m.make_game("1-1"), np.random.default_rng(0)
@@ -146,6 +161,31 @@ def test_the_emulators_own_grey_is_the_tutorials_only_before_the_maximum_of_two_
             env.reset()
     env.close()
     assert furthest > 10  # and that is why it is not used: MaxAndSkipEnv takes the maximum in colour
+
+
+def wanted(python):
+    """{name: specifiers} that requirements.txt asks for on this Python, such as 3.12."""
+    lines = (line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines())
+    found = [Requirement(line) for line in lines if line]
+    return {one.name: one.specifier for one in found
+            if not one.marker or one.marker.evaluate({"python_version": python})}
+
+
+def test_the_requirements_name_one_generation_for_every_python_and_stop_on_the_others():
+    both = {"torch", "matplotlib", "tqdm", "gym-super-mario-bros", "nes-py", "numpy", "opencv-python"}
+    for python in ("3.10", "3.11", "3.12"):
+        assert wanted(python).keys() == both | {"gym", "setuptools"}
+        assert "7.4.0" in wanted(python)["gym-super-mario-bros"]
+    for python in ("3.13", "3.14"):
+        assert wanted(python).keys() == both | {"gymnasium"}
+        assert "9.1.0" in wanted(python)["gym-super-mario-bros"]
+    for python in ("3.8", "3.9", "3.15"):
+        assert "needs-python" in wanted(python)
+
+
+def test_the_packages_are_those_of_the_requirements():
+    for name, specifier in wanted(f"3.{sys.version_info.minor}").items():
+        assert version(name) in specifier, f"{name} {version(name)} is not {specifier}: pip install -r requirements.txt"
 
 
 @pytest.mark.parametrize("program", ["mario_ddqn.py", "grid_qlearning.py"])
