@@ -211,7 +211,7 @@ def expect():
 
 def trials():
     """One line per trial: the mean return of the last 100 episodes after so many steps, from its CSV."""
-    marks = (20_000, 40_000, 60_000, 100_000, 150_000, 200_000, 300_000)
+    marks = (20_000, 40_000, 60_000, 100_000, 150_000, 200_000, 300_000, 500_000)
     lines = ["| run | change | expected | " + " | ".join(f"{mark // 1000}k steps" for mark in marks) + " | kept |",
              "| --- " * (len(marks) + 4) + "|"]
     for trial in json.loads((ROOT / "results" / "trials" / "trials.json").read_text()):
