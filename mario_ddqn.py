@@ -804,14 +804,13 @@ def promise(chosen, gamma, cut):
 
     chosen: (Q(s, a), or None where noise chose the action; reward) of every step. cut: the episode was broken off,
     so that the last 100 returns are not whole."""
-    q, returns, total = [], [], 0.0
-    for value, reward in reversed(chosen):
+    kept, total = [], 0.0
+    for after, (value, reward) in enumerate(reversed(chosen)):
         total = reward + gamma * total  # G_t = r_t + γ G_{t+1}
-        q.append(value)
-        returns.append(total)
-    own = [k for k in range(100 if cut else 0, len(q)) if q[k] is not None]
-    return {"q": float(np.mean([q[k] for k in own])) if own else None,
-            "discounted_return": float(np.mean([returns[k] for k in own])) if own else None}
+        if value is not None and (after >= 100 or not cut):
+            kept.append((value, total))
+    q, came = (float(np.mean(column)) for column in zip(*kept, strict=True)) if kept else (None, None)
+    return {"q": q, "discounted_return": came}
 
 
 def play(q_values, episodes, noise, seed, stage="1-1", show_jump=False, watch=None, stop=(), max_steps=1000,
@@ -831,13 +830,14 @@ def play(q_values, episodes, noise, seed, stage="1-1", show_jump=False, watch=No
                 tracks[e].number, tracks[e].chosen, states[e] = waiting.pop(0), [], games.reset(e)
         which = sorted(tracks)
         values = q_values(np.stack([states[e] for e in which]))  # (E, 5)
-        actions = [tracks[e].disturb(action) for e, action in zip(which, values.argmax(1), strict=True)]
+        greedy = values.argmax(1)
+        actions = [tracks[e].disturb(action) for e, action in zip(which, greedy, strict=True)]
         for k, (state, reward, terminated, truncated, info) in enumerate(games.step(actions, which)):
             e, track = which[k], tracks[which[k]]
             states[e] = state
             track.add(reward, info)
-            own = actions[k] == values[k].argmax()
-            track.chosen.append((float(values[k].max()) / reward_scale if own else None, reward))
+            own = actions[k] == greedy[k]
+            track.chosen.append((float(values[k, greedy[k]]) / reward_scale if own else None, reward))
             done = terminated or truncated or track.length >= max_steps
             if watch:
                 watch(games.envs[e], track, info, done)
@@ -858,24 +858,30 @@ def means(results):
             for name in ("q", "discounted_return")}
 
 
+def score(exam):
+    """The share of clears in an exam plus the share in the last 100 games of the training, which cost nothing. Among
+    equals the greater distance is better."""
+    return exam["cleared"] / exam["episodes"] + exam["training_clears"] + exam["mean_furthest_x"] / 1e7
+
+
 def examine(agent, args, count, rows, stop=()):
     """The run's own exam of its average network: half of the episodes with idle starts, half with random actions,
     greedy, in games of their own that are not learnt from, and 500 steps at most: who stands still has failed.
-    So few games are a coarse judge; therefore the score is the share of clears in the exam plus the share in the
-    last 100 games of the training (`rows`), which cost nothing. Among equals the greater distance is better."""
+    Few games are a coarse judge, so the last 100 games of the training (`rows`) count as well (see `score`)."""
     half = math.ceil(args.eval_episodes / 2)
     q_values = partial(agent.q_values, net=agent.average_net)
     results = [result for noise in ("noop", "epsilon")
                for result in play(q_values, half, noise, args.seed + count["steps"], args.stage,
-                                  args.show_jump == "yes", None, stop, 500, args.gamma, args.reward_scale)]
+                                  args.show_jump == "yes", stop=stop, max_steps=500, gamma=args.gamma,
+                                  reward_scale=args.reward_scale)]
     if stop:  # broken off
         return None
     cleared = sum(result["end"] == "cleared" for result in results)
     distance = float(np.mean([result["furthest_x"] for result in results]))
     trained = float(np.mean([row["cleared"] for row in rows[-100:]] or [0]))
-    return {"steps": count["steps"], "minutes": count["seconds"] / 60, "episodes": len(results), "cleared": cleared,
-            "mean_furthest_x": distance, **means(results), "training_clears": trained,
-            "score": cleared / len(results) + trained + distance / 1e7}
+    exam = {"steps": count["steps"], "minutes": count["seconds"] / 60, "episodes": len(results), "cleared": cleared,
+            "mean_furthest_x": distance, **means(results), "training_clears": trained}
+    return {**exam, "score": score(exam)}
 
 
 def wilson(successes, n, z=1.96):

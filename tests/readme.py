@@ -45,7 +45,7 @@ WHY = {  # the fourth column of the settings table
 }
 
 
-NOISES = ("none", "noop", "epsilon", "sticky")
+NOISES = tuple(mario_ddqn.NOISES)
 
 
 def last_hundred(rows, mark):
@@ -98,9 +98,9 @@ def settings():
     return "\n".join(lines)
 
 
-def throughput():
-    script = ROOT / "tests" / "benchmarks" / "throughput.py"
-    return subprocess.run([sys.executable, script, "--markdown", "--from", ROOT / "results" / "throughput.json"],
+def printed(benchmark):
+    """The tables that a benchmark prints from its saved results."""
+    return subprocess.run([sys.executable, ROOT / "tests" / "benchmarks" / benchmark, "--markdown"],
                           check=True, capture_output=True, text=True).stdout.strip()
 
 
@@ -116,12 +116,6 @@ def pythons():
         speeds = (f"{loop['steps_per_second']['median']:.0f}" for loop in result["loops"][3:])
         lines.append(f"| {result['machine']['python']} | {alone:.0f} | {' | '.join(speeds)} |")
     return "\n".join(lines)
-
-
-def double():
-    script = ROOT / "tests" / "benchmarks" / "double_or_not.py"
-    return subprocess.run([sys.executable, script, "--markdown"],
-                          check=True, capture_output=True, text=True).stdout.strip()
 
 
 def seeds():
@@ -148,8 +142,8 @@ def clear_rates():
              "| --- " * (len(NOISES) + 3) + "|"]
     for name, rows, exams, evaluations in seeds():
         first = next((row for row in rows if row["cleared"]), None)
-        best = max(exams, key=lambda exam: exam["cleared"] / exam["episodes"] + fmean(
-            row["cleared"] for row in last_hundred(rows, exam["steps"])))  # as mario_ddqn.examine has it
+        best = max(exams, key=lambda exam: mario_ddqn.score({**exam, "training_clears": fmean(
+            row["cleared"] for row in last_hundred(rows, exam["steps"]))}))  # older exams do not hold that share
         cells = [name, f"{first['env_steps']:,} steps, {first['seconds'] / 60:.0f} min, episode {first['episode']}"
                  if first else "none",
                  f"{best['steps']:,} steps, {best['minutes']:.0f} min: {best['cleared']} of {best['episodes']}",
@@ -229,9 +223,9 @@ def trials():
 BLOCKS = {"mario flags": lambda: flags(mario_ddqn.build_parser()),
           "grid comparison": grid_comparison,
           "grid flags": lambda: flags(grid_qlearning.make_parser()),
-          "settings": settings, "throughput": throughput, "trials": trials,
+          "settings": settings, "throughput": lambda: printed("throughput.py"), "trials": trials,
           "clear rates": clear_rates, "shipped": shipped, "survives": survives,
-          "expect": expect, "pythons": pythons, "double": double}
+          "expect": expect, "pythons": pythons, "double": lambda: printed("double_or_not.py")}
 
 
 def updated(text):

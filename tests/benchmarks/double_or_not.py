@@ -16,7 +16,6 @@ discounted return that followed them, in points (van Hasselt, Guez and Silver 20
 """
 import argparse
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -25,7 +24,9 @@ from statistics import fmean, stdev
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from readme import last_hundred  # noqa: E402
+
 import mario_ddqn  # noqa: E402
 
 DATA = ROOT / "results" / "double"
@@ -56,8 +57,8 @@ def rolling(rows, window=100):
 
 
 def at(rows, mark):
-    """The last 100 episodes that had ended after `mark` steps: mean return, clears."""
-    last = [row for row in rows if row["env_steps"] <= mark][-100:]
+    """Mean return and clears of the last 100 episodes that had ended after `mark` steps."""
+    last = last_hundred(rows, mark)
     return fmean(row["return"] for row in last), sum(row["cleared"] for row in last)
 
 
@@ -150,5 +151,4 @@ def main():
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     main()
