@@ -1134,7 +1134,8 @@ def build_parser():
     setting(group, "stage", "1-1", "world and stage", type=matching("[1-8]-[1-4]", "1-1"))
     setting(group, "show-jump", "yes", "a white line above the picture while the jump button is down",
             choices=("yes", "no"))
-    setting(group, "envs", 8, "games side by side; 1: the tutorial's serial loop", type=whole(1, 256))
+    setting(group, "envs", 0, "games side by side; 1: the tutorial's serial loop; 0: 8, or one per core where there are "
+            "more, up to 32", type=whole(0, 256))
     setting(group, "seed", 0, "start of every random generator", type=whole(0, 2**31))
     setting(group, "device", "auto", "where the networks calculate", choices=("auto", "cpu", "cuda"))
     setting(group, "precision", "auto", "auto: bfloat16 on processors that have it",
@@ -1152,6 +1153,8 @@ def parse_args(argv=None):
     args = argparse.Namespace(mode=modes[0] if modes else "train", typed=typed, out=None, name=None, record=None,
                               watch=str(TRAINED))
     vars(args).update({**DEFAULTS, **PRESETS[typed.get("preset", "default")], **typed})
+    if args.envs == 0:  # every core needs a game; 8 are what the results in README were made with
+        args.envs = min(max(8, os.cpu_count() or 1), 32)
     if args.mode in ("evaluate", "watch", "record"):
         args.episodes = typed.get("episodes", 100 if args.mode == "evaluate" else 1)
     args.settings = argparse.Namespace(**{name: getattr(args, name) for name in DEFAULTS})

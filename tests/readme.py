@@ -17,7 +17,8 @@ import grid_qlearning  # noqa: E402
 import mario_ddqn  # noqa: E402
 
 WHY = {  # the fourth column of the settings table
-    "envs": "the emulator is the slowest part; threads use all cores",
+    "envs": "0: 8, or one for each core where there are more, up to 32: the emulator is the slowest part, and threads "
+            "use all cores",
     "train-every": "a CPU spends three quarters of its time on updates otherwise",
     "batch": "as in the tutorial",
     "memory": "more variety; it costs 0.7 GB because each frame is kept once",

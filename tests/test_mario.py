@@ -1582,6 +1582,24 @@ def test_explicit_flags_win_over_the_preset():
     assert (chosen.gamma, chosen.memory) == (0.95, 30_000)
 
 
+@pytest.mark.parametrize("cores, games", [(1, 8), (4, 8), (8, 8), (9, 9), (16, 16), (128, 32), (None, 8)])
+def test_the_number_of_games_follows_the_machine(cores, games, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert parse_args(["--double"]).settings.envs == games
+    assert parse_args(["--envs", "5"]).settings.envs == 5
+    assert parse_args(["--preset", "tutorial"]).settings.envs == 1
+
+
+def test_a_run_keeps_the_number_of_games_it_began_with(tmp_path, monkeypatch):
+    """Else a checkpoint from a machine with more cores could not be continued."""
+    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    flags = ["--runs", str(tmp_path), "--name", "a", "--memory", "4000", "--threads", "1"]
+    assert main([*flags, "--steps", "12"]) == 0
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert main(["--resume", str(tmp_path / "a"), "--steps", "24"]) == 0
+    assert json.loads((tmp_path / "a" / "settings.json").read_text())["envs"] == 12
+
+
 def test_double_names_the_rules():
     assert parse_args([]).settings.double == "single"
     assert parse_args(["--double"]).settings.double == "tutorial"
@@ -1942,7 +1960,7 @@ def refused(tmp_path, monkeypatch, capsys):
     ("--reward-scale", "0 -1 nan inf"), ("--eps-start", "1.1 -1 nan"), ("--eps-decay", "2 -1 x"),
     ("--eps-min", "-0.1 2"), ("--hold", "-1 x"), ("--episodes", "0 -5 ten"), ("--steps", "-1 x"),
     ("--minutes", "-1 nan x inf"), ("--until-clear", "2 -1"), ("--eval-every", "-1 x"), ("--eval-episodes", "0"),
-    ("--checkpoint-minutes", "-1 nan"), ("--envs", "0 -1 1000 x"), ("--seed", "-1 x"), ("--threads", "-1 x"),
+    ("--checkpoint-minutes", "-1 nan"), ("--envs", "-1 1000 x"), ("--seed", "-1 x"), ("--threads", "-1 x"),
     ("--double", "foo"), ("--noise", "foo"), ("--train-noise", "foo"), ("--stage", "9-9 1-5 0-1 x 1-1-1"),
     ("--device", "tpu"), ("--precision", "float16"), ("--preset", "foo"), ("--x", "hours"),
     ("--record", "clip.txt clip .gif")])
