@@ -1134,8 +1134,8 @@ def build_parser():
     setting(group, "stage", "1-1", "world and stage", type=matching("[1-8]-[1-4]", "1-1"))
     setting(group, "show-jump", "yes", "a white line above the picture while the jump button is down",
             choices=("yes", "no"))
-    setting(group, "envs", 0, "games side by side; 1: the tutorial's serial loop; 0: 8, or one per core where there are "
-            "more, up to 32", type=whole(0, 256))
+    setting(group, "envs", 0, "games side by side; 1: the tutorial's serial loop; 0: 8, or one per core where "
+            "there are more, up to 32", type=whole(0, 256))
     setting(group, "seed", 0, "start of every random generator", type=whole(0, 2**31))
     setting(group, "device", "auto", "where the networks calculate", choices=("auto", "cpu", "cuda"))
     setting(group, "precision", "auto", "auto: bfloat16 on processors that have it",

@@ -191,6 +191,21 @@ def survives():
     return f"{killed.format(**kills)} {cost.format(**kills['cost'])}\n\n{endured.format(**long)}"
 
 
+def tutorial_pair():
+    """The tutorial's own settings with one network and with two: how far they had come after so many episodes."""
+    runs = {rule: mario_ddqn.read_rows(ROOT / "results" / "preset" / f"{rule}-0" / "episodes.csv")
+            for rule in ("single", "tutorial")}
+    lines = ["| after | one network | two networks (`--double`) |", "| --- | --- | --- |"]
+    for mark in (100, 250, 500, 750, 1000):
+        parts = {rule: rows[:mark] for rule, rows in runs.items() if len(rows) >= mark}
+        cells = [f"mean return {fmean(row['return'] for row in parts[rule][-100:]):,.0f}, "
+                 f"{sum(row['cleared'] for row in parts[rule])} clears so far, {parts[rule][-1]['env_steps']:,} steps, "
+                 f"{parts[rule][-1]['seconds'] / 60:.0f} min" if rule in parts else "–" for rule in runs]
+        if parts:
+            lines.append(f"| {mark:,} episodes | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def expect():
     """The way of the runs in results/training: what the last 100 episodes came to after so many steps."""
     runs = [rows for _, rows, _, _ in seeds()]
@@ -226,7 +241,8 @@ BLOCKS = {"mario flags": lambda: flags(mario_ddqn.build_parser()),
           "grid flags": lambda: flags(grid_qlearning.make_parser()),
           "settings": settings, "throughput": lambda: printed("throughput.py"), "trials": trials,
           "clear rates": clear_rates, "shipped": shipped, "survives": survives,
-          "expect": expect, "pythons": pythons, "double": lambda: printed("double_or_not.py")}
+          "expect": expect, "pythons": pythons, "double": lambda: printed("double_or_not.py"),
+          "ablation": lambda: printed("ablation.py"), "tutorial pair": tutorial_pair}
 
 
 def updated(text):

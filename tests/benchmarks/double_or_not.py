@@ -129,6 +129,9 @@ def draw(found):
     promise.plot([low, high], [low, high], color="grey", linestyle="--", linewidth=1, label="no overestimate")
     promise.set(xlabel="discounted return that came (points)", ylabel="Q of the chosen actions (points)")
     promise.legend(title="number: seed", fontsize=9)
+    for axes in (returns, clears):
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.locator_params(axis="x", nbins=5)
     for axes in (returns, clears, promise):
         axes.grid(alpha=0.3)
     mario_ddqn.write_atomically(DATA / "double.png", lambda file: figure.savefig(file, format="png", dpi=110))
