@@ -192,17 +192,25 @@ def survives():
 
 
 def tutorial_pair():
-    """The tutorial's own settings with one network and with two: how far they had come after so many episodes."""
-    runs = {rule: mario_ddqn.read_rows(ROOT / "results" / "preset" / f"{rule}-0" / "episodes.csv")
-            for rule in ("single", "tutorial")}
-    lines = ["| after | one network | two networks (`--double`) |", "| --- | --- | --- |"]
+    """The tutorial's own settings with one network and with two, and the default ones, after so many episodes; then
+    what the last networks of the first two do greedily."""
+    folders = {"tutorial's settings, one network": "preset/single-0",
+               "tutorial's settings, `--double`": "preset/tutorial-0",
+               "default settings, `--double`": "training/seed-0"}
+    runs = {name: mario_ddqn.read_rows(ROOT / "results" / folder / "episodes.csv") for name, folder in folders.items()}
+    lines = ["| after | " + " | ".join(runs) + " |", "| --- " * (len(runs) + 1) + "|"]
     for mark in (100, 250, 500, 750, 1000):
-        parts = {rule: rows[:mark] for rule, rows in runs.items() if len(rows) >= mark}
-        cells = [f"mean return {fmean(row['return'] for row in parts[rule][-100:]):,.0f}, "
-                 f"{sum(row['cleared'] for row in parts[rule])} clears so far, {parts[rule][-1]['env_steps']:,} steps, "
-                 f"{parts[rule][-1]['seconds'] / 60:.0f} min" if rule in parts else "–" for rule in runs]
-        if parts:
-            lines.append(f"| {mark:,} episodes | {' | '.join(cells)} |")
+        cells = [f"mean return {fmean(row['return'] for row in rows[mark - 100:mark]):,.0f}, "
+                 f"{sum(row['cleared'] for row in rows[:mark])} clears so far ({rows[mark - 1]['env_steps']:,} steps, "
+                 f"{rows[mark - 1]['seconds'] / 60:.0f} min)" for rows in runs.values()]
+        lines.append(f"| {mark:,} episodes | {' | '.join(cells)} |")
+    lines += ["", "What the last networks of the first two do greedily:", "",
+              "| | no noise | `noop` | `epsilon` | Q, points (`noop`) | what came |", "| --- " * 6 + "|"]
+    for name, folder in [*folders.items()][:2]:
+        found = [json.loads((ROOT / "results" / folder / f"evaluation-{noise}.json").read_text())
+                 for noise in ("none", "noop", "epsilon")]
+        cells = [name, *(rate(one) for one in found), f"{found[1]['q']:.0f}", f"{found[1]['discounted_return']:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -6,9 +6,9 @@
 
 The default settings are the runs "tutorial" of results/double, and one network instead of two the runs "single"
 there. Each run in results/ablation differs from the default in what its settings.json says, and was made with one
-thread of PyTorch, 80,000 steps and no exams (they change nothing):
+thread of PyTorch, 60,000 steps and no exams (they change nothing):
 
-    python mario_ddqn.py --double --seed 0 --steps 80000 --eval-every 0 --threads 1 --name n-step-1-0 --n-step 1
+    python mario_ddqn.py --double --seed 0 --steps 60000 --eval-every 0 --threads 1 --name n-step-1-0 --n-step 1
 """
 import argparse
 import json
@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 import mario_ddqn
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
-MARKS = (40_000, 60_000, 80_000)
+MARKS = (20_000, 40_000, 60_000)
 LAST = MARKS[-1]
 # What a run may differ in without being another ingredient: who it is, how long it ran, how it was examined.
 ASIDE = {*mario_ddqn.LIMITS, "seed", "eval_every", "eval_episodes", "preset"}
@@ -88,7 +88,7 @@ def draw(found):
     runs, _ = by_name(found)
     figure = Figure(figsize=(13, 5), layout="constrained")
     curves, dots = figure.subplots(1, 2, width_ratios=(3, 2))
-    steps = np.arange(15_000, LAST + 1, 500)
+    steps = np.arange(12_000, LAST + 1, 500)
     for k, (name, part) in enumerate(runs.items()):
         color, width = ("black", 3) if name == "default" else (f"C{k - 1}", 1.6)
         ways = [zip(*rolling(mario_ddqn.read_rows(RESULTS / run["folder"] / "episodes.csv")), strict=True)
