@@ -3,6 +3,7 @@
     python tests/readme.py           writes them between their marks in README.md
     python tests/readme.py --check   says whether they are up to date (a test calls this)
 """
+import importlib
 import json
 import re
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 from statistics import fmean, median
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "benchmarks")]
 
 import grid_qlearning  # noqa: E402
 import mario_ddqn  # noqa: E402
@@ -103,6 +104,11 @@ def printed(benchmark):
     """The tables that a benchmark prints from its saved results."""
     return subprocess.run([sys.executable, ROOT / "tests" / "benchmarks" / benchmark, "--markdown"],
                           check=True, capture_output=True, text=True).stdout.strip()
+
+
+def table_of(benchmark, name):
+    """The table that a benchmark makes from the summary of its runs."""
+    return importlib.import_module(benchmark).table(json.loads((ROOT / "results" / name / f"{name}.json").read_text()))
 
 
 def pythons():
@@ -249,8 +255,8 @@ BLOCKS = {"mario flags": lambda: flags(mario_ddqn.build_parser()),
           "grid flags": lambda: flags(grid_qlearning.make_parser()),
           "settings": settings, "throughput": lambda: printed("throughput.py"), "trials": trials,
           "clear rates": clear_rates, "shipped": shipped, "survives": survives,
-          "expect": expect, "pythons": pythons, "double": lambda: printed("double_or_not.py"),
-          "ablation": lambda: printed("ablation.py"), "tutorial pair": tutorial_pair}
+          "expect": expect, "pythons": pythons, "double": lambda: table_of("double_or_not", "double"),
+          "ablation": lambda: table_of("ablation", "ablation"), "tutorial pair": tutorial_pair}
 
 
 def updated(text):

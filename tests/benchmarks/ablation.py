@@ -1,7 +1,6 @@
 """What does each ingredient of the default settings bring? One switched off at a time, from results/ablation.
 
     python tests/benchmarks/ablation.py                   the figure (ablation.png) and the table (ablation.json)
-    python tests/benchmarks/ablation.py --markdown        prints the table once more
     python tests/benchmarks/ablation.py --collect RUNS    first takes finished runs over from there: NAME-SEED
 
 The default settings are the runs "tutorial" of results/double, and one network instead of two the runs "single"
@@ -11,7 +10,6 @@ thread of PyTorch, 60,000 steps and no exams (they change nothing):
     python mario_ddqn.py --double --seed 0 --steps 60000 --eval-every 0 --threads 1 --name n-step-1-0 --n-step 1
 """
 import argparse
-import json
 import shutil
 from pathlib import Path
 from statistics import fmean
@@ -114,10 +112,7 @@ def draw(found):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--collect", type=Path, metavar="RUNS", help="take the runs in this folder over first")
-    parser.add_argument("--markdown", action="store_true", help="only print the table of ablation.json")
     args = parser.parse_args()
-    if args.markdown:
-        return print(table(json.loads((RESULTS / "ablation" / "ablation.json").read_text())))
     if args.collect:
         collect(args.collect)
     found = measure()

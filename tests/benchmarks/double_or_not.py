@@ -1,7 +1,6 @@
 """Does "double" help Mario? Single, the tutorial's double and van Hasselt's, all else equal, from results/double.
 
     python tests/benchmarks/double_or_not.py                   the figure (double.png) and the tables (double.json)
-    python tests/benchmarks/double_or_not.py --markdown        prints the tables once more
     python tests/benchmarks/double_or_not.py --collect RUNS    first takes finished runs over from there: RULE-SEED
 
 Each run is made by mario_ddqn.py with its default settings, one thread of PyTorch and 160,000 steps:
@@ -89,7 +88,7 @@ COLUMNS = {"first_clear": "first clear, steps", **{f"return at {mark}": f"return
            "q": "Q, points", "discounted_return": "what came", "overestimate": "overestimate"}
 
 
-def tables(found):
+def table(found):
     """Every run's figures, one column each with the seeds side by side; then the differences from single, paired."""
     rules = [rule for rule in NAMES if any(run["rule"] == rule for run in found)]
     by = {rule: sorted((run for run in found if run["rule"] == rule), key=lambda run: run["seed"]) for rule in rules}
@@ -141,16 +140,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--collect", type=Path, metavar="RUNS", help="take the runs in this folder over first")
     parser.add_argument("--episodes", type=int, default=50, help="greedy episodes of each run (default: 50)")
-    parser.add_argument("--markdown", action="store_true", help="only print the tables of double.json")
     args = parser.parse_args()
-    if args.markdown:
-        return print(tables(json.loads((DATA / "double.json").read_text())))
     if args.collect:
         collect(args.collect, args.episodes)
     found = measure()
     mario_ddqn.write_json(DATA / "double.json", found)
     draw(found)
-    print(tables(found))
+    print(table(found))
 
 
 if __name__ == "__main__":
