@@ -36,7 +36,8 @@ WHY = {  # the fourth column of the settings table
     "copy": "updates; a fifth of the wait for news from the future",
     "eps-decay": "per update: the floor comes after thousands of updates, not after 390",
     "eps-min": "as in the tutorial",
-    "hold": "random actions are held for some steps: a high pipe needs the jump button held",
+    "hold": "random actions are held for some steps: a high pipe needs the jump button held (whether it pays is in doubt: "
+            "[what each ingredient brings](#what-each-ingredient-brings))",
     "train-noise": "idle starts: no two episodes alike, so no trajectory can be learnt by heart",
     "show-jump": "a white line above the picture while button A is down: Mario jumps only when it goes down anew, and "
                  "no frame shows where it is",
@@ -169,8 +170,9 @@ def shipped():
     said = ", ".join(f"{rates[noise]['cleared']} of {rates[noise]['episodes']} episodes {words[noise]}"
                      for noise in NOISES[1:])
     alone = "clears" if rates["none"]["cleared"] else "does not clear"
+    cores = {1: "one core", 2: "two cores"}.get(settings["threads"], f"{settings['threads']} cores")
     return (f"*Greedily, this network clears World 1-1 in {said}; without any noise it {alone} it. It was trained for "
-            f"{exam['steps']:,} steps and {exam['minutes']:.0f} minutes on two cores of an AMD EPYC (Zen 4), no GPU: "
+            f"{exam['steps']:,} steps and {exam['minutes']:.0f} minutes on {cores} of an AMD EPYC (Zen 4), no GPU: "
             f"`python mario_ddqn.py --double --seed {settings['seed']}`. [All seeds](#how-often-mario-makes-it).*")
 
 

@@ -91,11 +91,12 @@ def draw(found):
         color, width = ("black", 3) if name == "default" else (f"C{k - 1}", 1.6)
         ways = [zip(*rolling(mario_ddqn.read_rows(RESULTS / run["folder"] / "episodes.csv")), strict=True)
                 for run in part]
-        curves.plot(steps, np.mean([np.interp(steps, at_step, mean) for at_step, mean, _ in ways], axis=0),
+        curves.plot(steps, np.mean([np.interp(steps, at_step, mean, left=np.nan) for at_step, mean, _ in ways], 0),
                     color=color, linewidth=width, label=f"{name} ({len(part)} seeds)")
         for run in part:
             dots.plot(run[f"return at {LAST}"], k, "o", color=color, markersize=8)
-            dots.annotate(f" {run['seed']}", (run[f"return at {LAST}"], k), fontsize=9, va="bottom")
+            dots.annotate(f" {run['seed']}", (run[f"return at {LAST}"], k), fontsize=9,
+                          va="top" if run["seed"] % 2 else "bottom")
     values = [run[f"return at {LAST}"] for run in runs["default"]]
     dots.axvspan(min(values), max(values), color="black", alpha=0.1)
     dots.set_yticks(range(len(runs)), runs)
