@@ -10,12 +10,11 @@ thread of PyTorch, 60,000 steps and no exams (they change nothing):
     python mario_ddqn.py --double --seed 0 --steps 60000 --eval-every 0 --threads 1 --name n-step-1-0 --n-step 1
 """
 import argparse
-import shutil
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-from double_or_not import at, rolling  # beside this file
+from double_or_not import at, rolling, take_over  # beside this file
 from matplotlib.figure import Figure
 
 import mario_ddqn
@@ -29,10 +28,7 @@ ASIDE = {*mario_ddqn.LIMITS, "seed", "eval_every", "eval_episodes", "preset"}
 
 def collect(runs):
     for run in sorted(path.parent for path in runs.glob("*/rewards.png")):  # the picture comes last: a finished run
-        target = RESULTS / "ablation" / run.name
-        target.mkdir(parents=True, exist_ok=True)
-        for name in ("episodes.csv", "settings.json"):
-            shutil.copy(run / name, target)
+        take_over(run, RESULTS / "ablation" / run.name)
 
 
 def measure():
@@ -46,12 +42,10 @@ def measure():
         settings = mario_ddqn.read_settings(folder)
         changed = {key: value for key, value in settings.items() if key not in ASIDE and value != default[key]}
         rows = mario_ddqn.read_rows(folder / "episodes.csv")
-        figures = {f"{what} at {mark}": value for mark in MARKS
-                   for what, value in zip(("return", "clears"), at(rows, mark), strict=True)}
         first = next((row["env_steps"] for row in rows if row["cleared"] and row["env_steps"] <= LAST), None)
         found.append({"name": "default" if folder in defaults else name.replace("-", " "),
                       "seed": int(seed), "changed": changed, "folder": str(folder.relative_to(RESULTS)),
-                      "first_clear": first, **figures})
+                      "first_clear": first, **at(rows, MARKS)})
     return found
 
 

@@ -35,13 +35,18 @@ MARKS = (50_000, 100_000, 150_000)
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t
 
 
+def take_over(run, folder):
+    """The rows and settings of a run, to be kept in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("episodes.csv", "settings.json"):
+        shutil.copy(run / name, folder)
+
+
 def collect(runs, episodes):
     for run in sorted(runs.glob("*-*")):
         if run.name.split("-")[0] not in NAMES or not (run / "last.pt").exists():
             continue
-        (DATA / run.name).mkdir(parents=True, exist_ok=True)
-        for name in ("episodes.csv", "settings.json"):
-            shutil.copy(run / name, DATA / run.name)
+        take_over(run, DATA / run.name)
         out = DATA / run.name / "evaluation-noop.json"
         if mario_ddqn.main(["--evaluate", str(run / "last.pt"), "--noise", "noop", "--episodes", str(episodes),
                             "--out", str(out)]):
@@ -55,10 +60,14 @@ def rolling(rows, window=100):
         yield last[-1]["env_steps"], fmean(row["return"] for row in last), fmean(row["cleared"] for row in last)
 
 
-def at(rows, mark):
-    """Mean return and clears of the last 100 episodes that had ended after `mark` steps."""
-    last = last_hundred(rows, mark)
-    return fmean(row["return"] for row in last), sum(row["cleared"] for row in last)
+def at(rows, marks):
+    """Mean return and clears of the last 100 episodes that had ended after so many steps, for each mark."""
+    figures = {}
+    for mark in marks:
+        last = last_hundred(rows, mark)
+        figures[f"return at {mark}"] = fmean(row["return"] for row in last)
+        figures[f"clears at {mark}"] = sum(row["cleared"] for row in last)
+    return figures
 
 
 def measure():
@@ -69,9 +78,8 @@ def measure():
         rows = mario_ddqn.read_rows(folder / "episodes.csv")
         exam = json.loads((folder / "evaluation-noop.json").read_text())
         first = next((row["env_steps"] for row in rows if row["cleared"]), None)
-        figures = {f"{what} at {mark}": value for mark in MARKS
-                   for what, value in zip(("return", "clears"), at(rows, mark), strict=True)}
-        found.append({"rule": rule, "seed": int(seed), "steps": rows[-1]["env_steps"], "first_clear": first, **figures,
+        found.append({"rule": rule, "seed": int(seed), "steps": rows[-1]["env_steps"], "first_clear": first,
+                      **at(rows, MARKS),
                       "greedy_clears": exam["cleared"], "greedy_episodes": exam["episodes"], "q": exam["q"],
                       "discounted_return": exam["discounted_return"],
                       "overestimate": exam["q"] - exam["discounted_return"]})
