@@ -36,8 +36,8 @@ WHY = {  # the fourth column of the settings table
     "copy": "updates; a fifth of the wait for news from the future",
     "eps-decay": "per update: the floor comes after thousands of updates, not after 390",
     "eps-min": "as in the tutorial",
-    "hold": "random actions are held for some steps: a high pipe needs the jump button held (whether it pays is in "
-            "doubt: [what each ingredient brings](#what-each-ingredient-brings))",
+    "hold": "random actions are held for some steps: a high pipe needs the jump button held (it does not seem to "
+            "pay: [what each ingredient brings](#what-each-ingredient-brings))",
     "train-noise": "idle starts: no two episodes alike, so no trajectory can be learnt by heart",
     "show-jump": "a white line above the picture while button A is down: Mario jumps only when it goes down anew, and "
                  "no frame shows where it is",
