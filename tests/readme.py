@@ -36,8 +36,8 @@ WHY = {  # the fourth column of the settings table
     "copy": "updates; a fifth of the wait for news from the future",
     "eps-decay": "per update: the floor comes after thousands of updates, not after 390",
     "eps-min": "as in the tutorial",
-    "hold": "random actions are held for some steps: a high pipe needs the jump button held (it does not seem to "
-            "pay: [what each ingredient brings](#what-each-ingredient-brings))",
+    "hold": "random actions are held for some steps: a high pipe needs the jump button held, and sticky actions are "
+            "survived more often ([what each ingredient brings](#what-each-ingredient-brings))",
     "train-noise": "idle starts: no two episodes alike, so no trajectory can be learnt by heart",
     "show-jump": "a white line above the picture while button A is down: Mario jumps only when it goes down anew, and "
                  "no frame shows where it is",
@@ -252,10 +252,24 @@ def trials():
     return "\n".join(lines)
 
 
+def trial_rates():
+    """What networks of trials cleared, from results/trials/evaluation-RUN[-STEPS]-NOISE.json."""
+    found = {}
+    for path in sorted((ROOT / "results" / "trials").glob("evaluation-*.json")):
+        network, noise = path.stem.removeprefix("evaluation-").rsplit("-", 1)
+        found.setdefault(network.replace("-", ", "), {})[noise] = rate(json.loads(path.read_text()))
+    for name, _, _, evaluations in seeds():
+        found[f"M{name}"] = {noise: rate(evaluation) for noise, evaluation in evaluations.items()}
+    lines = ["| network of | " + " | ".join(f"`{noise}`" for noise in NOISES[1:]) + " |", "| --- " * len(NOISES) + "|"]
+    for network in sorted(found):
+        lines.append(f"| {network} | " + " | ".join(found[network].get(noise, "–") for noise in NOISES[1:]) + " |")
+    return "\n".join(lines)
+
+
 BLOCKS = {"mario flags": lambda: flags(mario_ddqn.build_parser()),
           "grid comparison": grid_comparison,
           "grid flags": lambda: flags(grid_qlearning.make_parser()),
-          "settings": settings, "throughput": throughput, "trials": trials,
+          "settings": settings, "throughput": throughput, "trials": trials, "trial rates": trial_rates,
           "clear rates": clear_rates, "shipped": shipped, "survives": survives,
           "expect": expect, "pythons": pythons, "double": lambda: table_of("double_or_not", "double"),
           "ablation": lambda: table_of("ablation", "ablation"), "tutorial pair": tutorial_pair}
