@@ -266,15 +266,21 @@ NOISES = {"none": {}, "noop": {"noop": 30}, "epsilon": {"epsilon": 0.05}, "stick
 
 
 class Episode:
-    """One episode in one emulator: its noise, and what it has come to so far."""
+    """One episode in one emulator: its noises (names of NOISES), and what it has come to so far."""
 
-    def __init__(self, rng, noise="none"):
-        self.rng, self.noise = rng, {"noop": 0, "epsilon": 0.0, "sticky": 0.0, **NOISES[noise]}
+    def __init__(self, rng, *noises):
+        self.rng, self.noise = rng, {"noop": 0, "epsilon": 0.0, "sticky": 0.0}
+        for name in noises:
+            self.noise.update(NOISES[name])
         self.idle = int(rng.integers(self.noise["noop"] + 1))
-        self.last_action, self.total_reward, self.length, self.furthest_x, self.cleared = 0, 0.0, 0, 0, False
+        self.last_action, self.known = 0, 0
+        self.total_reward, self.length, self.furthest_x, self.cleared = 0.0, 0, 0, False
 
     def disturb(self, action):
-        """The action that was chosen goes in, the action that reaches the game comes out."""
+        """The action that was chosen goes in, the action that reaches the game comes out. `known` is what an agent
+        may remember of it: that it has to wait, but not that its thumb slipped. To whoever does not see the slips, they
+        are a property of the world, and an edge is a dangerous place."""
+        self.known = 0 if self.idle > 0 else int(action)
         if self.idle > 0:
             self.idle, action = self.idle - 1, 0
         elif self.noise["epsilon"] and self.rng.random() < self.noise["epsilon"]:
@@ -681,7 +687,7 @@ def run(args, folder, checkpoint=None):
     if args.threads:
         torch.set_num_threads(args.threads)
     agent, rng_noise = make_agent(args), np.random.default_rng([args.seed, 3])
-    tracks = [Episode(rng_noise, args.train_noise) for _ in range(args.envs)]
+    tracks = [Episode(rng_noise, *args.train_noise) for _ in range(args.envs)]
     count, history = {"steps": 0, "credit": 0, "exams": 0, "seconds": 0.0}, [[]] * args.envs
     rows, exams, learnt = [], [], []  # learnt: (loss, mean Q) of each update since the last episode's end
     if checkpoint:
@@ -757,7 +763,8 @@ def run(args, folder, checkpoint=None):
             # 2. Every game takes one step; the agent remembers it.
             actions = [track.disturb(action) for track, action in zip(tracks, agent.act(states), strict=True)]
             for e, (next_state, reward, terminated, truncated, info) in enumerate(games.step(actions)):
-                agent.remember(states[e], actions[e], reward, next_state, terminated, truncated, env=e)
+                bonus = args.flag_bonus if info["flag_get"] else 0  # learnt from, not part of the returns
+                agent.remember(states[e], tracks[e].known, reward + bonus, next_state, terminated, truncated, env=e)
                 states[e] = next_state
                 tracks[e].add(reward, info)
                 count["steps"] += 1
@@ -765,7 +772,7 @@ def run(args, folder, checkpoint=None):
                 if terminated or truncated:
                     csv.DictWriter(file, COLUMNS).writerow(add_row(tracks[e]))
                     file.flush()
-                    learnt, tracks[e], states[e] = [], Episode(rng_noise, args.train_noise), games.reset(e)
+                    learnt, tracks[e], states[e] = [], Episode(rng_noise, *args.train_noise), games.reset(e)
                     bar.set_postfix_str(progress(), refresh=False)
                     bar.update()
             # 3. The agent learns: one update for every `train_every` steps.
@@ -1038,7 +1045,7 @@ PRESETS = {
     "tutorial": {  # the tutorial's settings, to the letter
         "envs": 1, "gamma": 0.90, "lr": 2.5e-4, "batch": 32, "memory": 30_000, "train_every": 1, "copy": 5_000,
         "eps_start": 1.0, "eps_decay": 0.99, "eps_min": 0.02, "episodes": 10_000, "steps": 0, "n_step": 1, "hold": 0,
-        "reward_scale": 1.0, "priority": 0.0, "learn_start": 32, "lr_switch": 0, "train_noise": "none",
+        "reward_scale": 1.0, "priority": 0.0, "learn_start": 32, "lr_switch": 0, "train_noise": ["none"],
         "show_jump": "no", "precision": "float32", "eval_every": 0},
     "quick": {  # everything once, in under half a minute; too short to learn anything worth seeing
         "steps": 800, "memory": 2_000, "learn_start": 200, "copy": 50, "eps_decay": 0.97, "envs": 4,
@@ -1099,7 +1106,8 @@ def build_parser():
 
     def setting(group, name, default, help, **more):
         DEFAULTS[name.replace("-", "_")] = default
-        group.add_argument("--" + name, help=f"{help} (default: {default})", **more)
+        shown = " ".join(default) if isinstance(default, list) else default
+        group.add_argument("--" + name, help=f"{help} (default: {shown})", **more)
 
     group = parser.add_argument_group("algorithm")
     setting(group, "double", "single", "target rule. Without it: one network; alone: the tutorial's target network; "
@@ -1122,7 +1130,10 @@ def build_parser():
     setting(group, "eps-decay", 0.9995, "factor on ε per update", type=real(0, 1))
     setting(group, "eps-min", 0.02, "last ε", type=real(0, 1))
     setting(group, "hold", 16, "longest hold of a random action in steps; 0: plain ε-greedy", type=whole(0, 1000))
-    setting(group, "train-noise", "noop", "noise in the training games, as --noise", choices=NOISES)
+    setting(group, "train-noise", ["noop"], "noises in the training games, as --noise; of random and sticky actions "
+            "the agent remembers what it chose, not what came of it", nargs="+", choices=NOISES)
+    setting(group, "flag-bonus", 0, "points for the flag in what is learnt from; the game pays nothing for it",
+            type=real(0, 1000))
     group = parser.add_argument_group("run")
     setting(group, "episodes", 10_000, "episodes to train", type=whole(1))
     setting(group, "steps", 500_000, "stop after so many environment steps; 0: no limit", type=whole(0))

@@ -1518,14 +1518,42 @@ def test_the_agent_learns_once_every_train_every_steps(toy, tmp_path):
         assert 0 <= 120 / every - checkpoint(folder)["updates"] <= 16 / every + 2
 
 
-def test_the_agent_remembers_the_action_that_reached_the_game(toy, tmp_path, monkeypatch):
-    reached, remembered = [], []
-    monkeypatch.setattr(toy, "step", lambda self, action, step=toy.step: reached.append(action) or step(self, action))
-    monkeypatch.setattr(DQNAgent, "remember", lambda self, state, action, *rest, remember=DQNAgent.remember, **more:
+@pytest.mark.parametrize("noises, slips, waits", [(["epsilon"], 20, 0), (["sticky"], 20, 0), (["noop"], 0, 20),
+                                                  (["noop", "epsilon"], 20, 20), (["none"], 0, 0)])
+def test_the_agent_remembers_that_it_waited_but_not_that_it_slipped(noises, slips, waits, toy, tmp_path, monkeypatch):
+    """Chosen, remembered and played, step by step. In the toy's short games there is idling most of the time."""
+    chosen, remembered, played, idle = [], [], [], []
+    monkeypatch.setitem(m.NOISES, "epsilon", {"epsilon": 0.5})
+    act, disturb, remember = DQNAgent.act, m.Episode.disturb, DQNAgent.remember
+    monkeypatch.setattr(DQNAgent, "act", lambda self, states: chosen.extend(got := act(self, states)) or got)
+    monkeypatch.setattr(m.Episode, "disturb", lambda self, action: idle.append(self.idle > 0) or played.append(
+        got := disturb(self, action)) or got)
+    monkeypatch.setattr(DQNAgent, "remember", lambda self, state, action, *rest, **more:
                         remembered.append(int(action)) or remember(self, state, action, *rest, **more))
-    train(tmp_path / "run", "--envs", "1", "--train-noise", "sticky", "--eps-start", "0", "--eps-min", "0",
-          "--steps", "60", "--learn-start", "900")
-    assert remembered == reached and len(reached) == 60
+    train(tmp_path / "run", "--envs", "1", "--train-noise", *noises, "--steps", "300", "--learn-start", "900")
+    steps = list(zip(chosen, remembered, played, idle, strict=True))
+    assert len(steps) == 300 and all(known == (0 if waiting else own) for own, known, _, waiting in steps)
+    assert all(game == 0 for *_, game, waiting in steps if waiting)
+    slipped, waited = (sum(hidden) for hidden in ((known != game for _, known, game, _ in steps), idle))
+    assert (slipped >= slips and waited >= waits) if slips else slipped == 0
+    assert waited >= waits if waits else waited == 0
+
+
+def test_the_bonus_for_the_flag_is_learnt_from_but_is_no_part_of_the_return(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(toy, "clear_at", 60)
+    kept = {}
+    for bonus in ("0", "50"):
+        folder = tmp_path / bonus
+        train(folder, "--envs", "1", "--flag-bonus", bonus, "--reward-scale", "0.1", "--steps", "200",
+              "--learn-start", "900", "--train-noise", "none")
+        kept[bonus] = checkpoint(folder)["memory"]["rewards"], checkpoint(folder)["memory"]["end"]
+    assert csv_of(tmp_path / "0") == csv_of(tmp_path / "50")
+    (without, end), (with_bonus, same_end) = kept["0"], kept["50"]
+    cleared = sum(int(row["cleared"]) for row in csv_of(tmp_path / "50"))
+    assert torch.equal(end, same_end) and 3 < cleared < len(csv_of(tmp_path / "50"))
+    more = with_bonus - without
+    assert sorted(set(more.flatten().round(decimals=4).tolist())) == [0, 5] and int((more > 1).sum()) == cleared
+    assert (end[more > 1] == 1).all()
 
 
 def test_exams_keep_the_best_network_and_do_not_disturb_the_training(toy, tmp_path, monkeypatch):
@@ -1569,7 +1597,8 @@ def test_the_tutorial_preset_is_the_tutorials_settings_to_the_letter():
     tutorial = {
         "double": "tutorial", "gamma": 0.90, "lr": 2.5e-4, "batch": 32, "memory": 30_000, "train_every": 1,
         "copy": 5_000, "eps_start": 1.0, "eps_decay": 0.99, "eps_min": 0.02, "episodes": 10_000, "n_step": 1,
-        "hold": 0, "reward_scale": 1.0, "train_noise": "none", "envs": 1, "stage": "1-1", "precision": "float32",
+        "hold": 0, "reward_scale": 1.0, "train_noise": ["none"], "flag_bonus": 0, "envs": 1, "stage": "1-1",
+        "precision": "float32",
         "steps": 0, "minutes": 0, "until_clear": 0, "eval_every": 0}
     assert {name: settings[name] for name in tutorial} == tutorial
     assert settings["learn_start"] <= 32 and settings.get("priority", 0) == 0  # a uniform batch as soon as there is one
