@@ -266,11 +266,11 @@ NOISES = {"none": {}, "noop": {"noop": 30}, "epsilon": {"epsilon": 0.05}, "stick
 
 
 class Episode:
-    """One episode in one emulator: its noises (names of NOISES), and what it has come to so far."""
+    """One episode in one emulator: its noise ("noop", or several: "noop,epsilon"), and what it has come to so far."""
 
-    def __init__(self, rng, *noises):
+    def __init__(self, rng, noise="none"):
         self.rng, self.noise = rng, {"noop": 0, "epsilon": 0.0, "sticky": 0.0}
-        for name in noises:
+        for name in noise.split(","):
             self.noise.update(NOISES[name])
         self.idle = int(rng.integers(self.noise["noop"] + 1))
         self.last_action, self.known = 0, 0
@@ -687,7 +687,7 @@ def run(args, folder, checkpoint=None):
     if args.threads:
         torch.set_num_threads(args.threads)
     agent, rng_noise = make_agent(args), np.random.default_rng([args.seed, 3])
-    tracks = [Episode(rng_noise, *args.train_noise) for _ in range(args.envs)]
+    tracks = [Episode(rng_noise, args.train_noise) for _ in range(args.envs)]
     count, history = {"steps": 0, "credit": 0, "exams": 0, "seconds": 0.0}, [[]] * args.envs
     rows, exams, learnt = [], [], []  # learnt: (loss, mean Q) of each update since the last episode's end
     if checkpoint:
@@ -772,7 +772,7 @@ def run(args, folder, checkpoint=None):
                 if terminated or truncated:
                     csv.DictWriter(file, COLUMNS).writerow(add_row(tracks[e]))
                     file.flush()
-                    learnt, tracks[e], states[e] = [], Episode(rng_noise, *args.train_noise), games.reset(e)
+                    learnt, tracks[e], states[e] = [], Episode(rng_noise, args.train_noise), games.reset(e)
                     bar.set_postfix_str(progress(), refresh=False)
                     bar.update()
             # 3. The agent learns: one update for every `train_every` steps.
@@ -1045,7 +1045,7 @@ PRESETS = {
     "tutorial": {  # the tutorial's settings, to the letter
         "envs": 1, "gamma": 0.90, "lr": 2.5e-4, "batch": 32, "memory": 30_000, "train_every": 1, "copy": 5_000,
         "eps_start": 1.0, "eps_decay": 0.99, "eps_min": 0.02, "episodes": 10_000, "steps": 0, "n_step": 1, "hold": 0,
-        "reward_scale": 1.0, "priority": 0.0, "learn_start": 32, "lr_switch": 0, "train_noise": ["none"],
+        "reward_scale": 1.0, "priority": 0.0, "learn_start": 32, "lr_switch": 0, "train_noise": "none",
         "show_jump": "no", "precision": "float32", "eval_every": 0},
     "quick": {  # everything once, in under half a minute; too short to learn anything worth seeing
         "steps": 800, "memory": 2_000, "learn_start": 200, "copy": 50, "eps_decay": 0.97, "envs": 4,
@@ -1106,8 +1106,7 @@ def build_parser():
 
     def setting(group, name, default, help, **more):
         DEFAULTS[name.replace("-", "_")] = default
-        shown = " ".join(default) if isinstance(default, list) else default
-        group.add_argument("--" + name, help=f"{help} (default: {shown})", **more)
+        group.add_argument("--" + name, help=f"{help} (default: {default})", **more)
 
     group = parser.add_argument_group("algorithm")
     setting(group, "double", "single", "target rule. Without it: one network; alone: the tutorial's target network; "
@@ -1130,8 +1129,10 @@ def build_parser():
     setting(group, "eps-decay", 0.9995, "factor on ε per update", type=real(0, 1))
     setting(group, "eps-min", 0.02, "last ε", type=real(0, 1))
     setting(group, "hold", 16, "longest hold of a random action in steps; 0: plain ε-greedy", type=whole(0, 1000))
-    setting(group, "train-noise", ["noop"], "noises in the training games, as --noise; of random and sticky actions "
-            "the agent remembers what it chose, not what came of it", nargs="+", choices=NOISES)
+    names = "|".join(NOISES)
+    setting(group, "train-noise", "noop", "noise in the training games, as --noise, or several: noop,epsilon. Of "
+            "random and sticky actions the agent remembers what it chose, not what came of it",
+            type=matching(f"({names})(,({names}))*", "noop or noop,epsilon"))
     setting(group, "flag-bonus", 0, "points for the flag in what is learnt from; the game pays nothing for it",
             type=real(0, 1000))
     group = parser.add_argument_group("run")

@@ -85,8 +85,6 @@ def flags(parser):
             values = "\\|".join(action.choices)
         if action.nargs == "?":
             values = f"[{values}]"
-        if action.nargs == "+" and action.choices:
-            values += " …"
         values = values.replace("RUN|FILE", "RUN\\|FILE")
         helptext = (action.help % {"default": action.default}).replace("|", "\\|")
         lines.append(f"| `{name}{' ' + values if values else ''}` | {helptext} |")
@@ -99,8 +97,7 @@ def settings():
     lines = ["| setting | tutorial | here | why |", "| --- | --- | --- | --- |"]
     for flag, why in WHY.items():
         name = flag.replace("-", "_")
-        tutorial, here = (" ".join(x) if isinstance(x := values[name], list) else x for values in (theirs, ours))
-        lines.append(f"| `--{flag}` | {tutorial} | {here} | {why} |")
+        lines.append(f"| `--{flag}` | {theirs[name]} | {ours[name]} | {why} |")
     return "\n".join(lines)
 
 
