@@ -46,7 +46,7 @@ from matplotlib.figure import Figure
 from PIL import Image  # comes with matplotlib
 from torch import nn
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 # The game's packages come in two generations: gym and gym-super-mario-bros 7 up to Python 3.12, Gymnasium and
@@ -443,20 +443,22 @@ class DQNAgent:
 
     def __init__(self, input_shape, n_actions, rule="tutorial", gamma=0.9, lr=2.5e-4, batch=32,
                  memory=30_000, copy=5_000, eps_start=1.0, eps_decay=0.99, eps_min=0.02, n_step=1, hold=0,
-                 reward_scale=1.0, priority=0.0, learn_start=32, lr_late=5e-5, lr_switch=0, n_envs=1, seed=0,
-                 device="cpu", bf16=False):
+                 reward_scale=1.0, priority=0.0, learn_start=32, lr_late=(5e-5,), lr_switch=(0,), average=0,
+                 n_envs=1, seed=0, device="cpu", bf16=False):
         self.rule, self.gamma, self.batch, self.copy, self.n_step = rule, gamma, batch, copy, n_step
         self.eps_start, self.eps_decay, self.eps_min = eps_start, eps_decay, eps_min
         self.hold, self.reward_scale, self.priority = hold, reward_scale, priority
-        self.learn_start, self.lr_late, self.lr_switch = max(learn_start, batch), lr_late, lr_switch
+        self.learn_start, self.lr_late = max(learn_start, batch), dict(zip(lr_switch, lr_late, strict=True))
         self.n_actions, self.device = n_actions, torch.device(device)
         with torch.random.fork_rng(devices=[]):  # the seed decides the first weights, and nothing else
             torch.manual_seed(seed)
             self.local_net = DQNSolver(input_shape, n_actions).to(self.device, memory_format=torch.channels_last)
         # local_net acts and learns; target_net, a copy refreshed now and then, values the next state.
         self.target_net = self.local_net if rule == "single" else deepcopy(self.local_net)
-        # For exams: the mean of about the last 1,000 updates' networks, meant to be steadier than each.
-        self.average_net = AveragedModel(self.local_net, multi_avg_fn=get_ema_multi_avg_fn(0.99))
+        # For exams, meant to be steadier than each: the mean of about the last 1,000 updates' networks; or of all so
+        # far, the n-th with weight n^average: mostly of the run's last 1/average (Shamir and Zhang 2013, section 4).
+        self.average_net = AveragedModel(self.local_net, avg_fn=lambda mean, new, n: mean + (new - mean) * (
+            (average + 1) / (n + average + 1) if average else 0.01))
         self.optimiser = torch.optim.Adam(self.local_net.parameters(), lr=lr, fused=True)
         self.memory = ReplayMemory(memory, n_envs, input_shape[0], input_shape[1:])
         self.rng_act, self.rng_replay = (np.random.default_rng([seed, k]) for k in (1, 2))
@@ -526,8 +528,8 @@ class DQNAgent:
             return None
         if self.rule != "single" and self.updates % self.copy == 0:
             self.copy_model()
-        if self.updates == self.lr_switch > 0:  # late, smaller steps: the policy comes to rest
-            self.optimiser.param_groups[0]["lr"] = self.lr_late
+        if self.updates and self.updates in self.lr_late:  # late, smaller steps: the policy comes to rest
+            self.optimiser.param_groups[0]["lr"] = self.lr_late[self.updates]
         state, action, reward, next_state, terminal, discount = self.recall()
         with torch.no_grad(), self.autocast():  # no gradient through the target, in any rule
             td_target = self.td_target(reward, next_state, terminal, discount)        # (B,)
@@ -545,7 +547,7 @@ class DQNAgent:
         if self.priority:  # p = |δ|^priority: more of what surprised (Schaul et al. 2016, 3.3 and 3.4)
             surprise = (q_values.detach().float() - td_target).abs().cpu().numpy()
             self.memory.priority[self.memory.drawn] = (surprise + 0.01) ** self.priority
-        if self.updates % 10 == 0:  # average <- 0.99 average + 0.01 local
+        if self.updates % 10 == 0:  # average <- 0.99 average + 0.01 local, or see __init__
             self.average_net.update_parameters(self.local_net)
         self.updates += 1
         return loss.detach(), q_values.detach().float().mean()
@@ -661,12 +663,14 @@ def make_agent(args):
     if args.memory < max(enough, 2 * (args.n_step + 2) * args.envs):
         raise UserError(f"--memory {args.memory} is too small for --learn-start {args.learn_start}, --batch "
                         f"{args.batch}, --n-step {args.n_step} and --envs {args.envs}: learning would never start")
+    if len(args.lr_switch) != len(args.lr_late):
+        raise UserError(f"--lr-late: one for each --lr-switch, please: {len(args.lr_switch)}, not {len(args.lr_late)}")
     available, frame = available_memory(), 84 * 84 + 11
     if available and args.memory * frame > 0.9 * available:
         raise UserError(f"--memory {args.memory} needs {args.memory * frame / 1e9:.1f} GB and {available / 1e9:.1f} GB "
                         f"are free; at most --memory {int(0.9 * available / frame)} fits")
     names = ("gamma", "lr", "batch", "memory", "copy", "eps_start", "eps_decay", "eps_min", "n_step", "hold",
-             "reward_scale", "priority", "learn_start", "lr_late", "lr_switch", "seed")
+             "reward_scale", "priority", "learn_start", "lr_late", "lr_switch", "average", "seed")
     agent = DQNAgent((4, 84, 84), len(RIGHT_ONLY), rule=args.double, n_envs=args.envs, device=device, bf16=bf16,
                      **{name: getattr(args, name) for name in names})
     print(f"replay memory: {args.memory} frames, {agent.memory.nbytes / 1e9:.2f} GB once it is full; learning on "
@@ -1045,8 +1049,11 @@ PRESETS = {
     "tutorial": {  # the tutorial's settings, to the letter
         "envs": 1, "gamma": 0.90, "lr": 2.5e-4, "batch": 32, "memory": 30_000, "train_every": 1, "copy": 5_000,
         "eps_start": 1.0, "eps_decay": 0.99, "eps_min": 0.02, "episodes": 10_000, "steps": 0, "n_step": 1, "hold": 0,
-        "reward_scale": 1.0, "priority": 0.0, "learn_start": 32, "lr_switch": 0, "train_noise": "none",
+        "reward_scale": 1.0, "priority": 0.0, "learn_start": 32, "lr_switch": [0], "train_noise": "none",
         "show_jump": "no", "precision": "float32", "eval_every": 0},
+    "careful": {  # what the trials found for games with random actions, in one; no whole run of it is measured yet
+        "train_noise": "noop,epsilon", "flag_bonus": 50, "memory": 300_000, "lr_switch": [40_000, 125_000],
+        "lr_late": [5e-5, 1e-5], "average": 8, "steps": 600_000, "eval_every": 50_000, "eval_episodes": 40},
     "quick": {  # everything once, in under half a minute; too short to learn anything worth seeing
         "steps": 800, "memory": 2_000, "learn_start": 200, "copy": 50, "eps_decay": 0.97, "envs": 4,
         "eval_every": 800, "eval_episodes": 2},
@@ -1106,7 +1113,8 @@ def build_parser():
 
     def setting(group, name, default, help, **more):
         DEFAULTS[name.replace("-", "_")] = default
-        group.add_argument("--" + name, help=f"{help} (default: {default})", **more)
+        shown = " ".join(map(str, default)) if isinstance(default, list) else default
+        group.add_argument("--" + name, help=f"{help} (default: {shown})", **more)
 
     group = parser.add_argument_group("algorithm")
     setting(group, "double", "single", "target rule. Without it: one network; alone: the tutorial's target network; "
@@ -1115,9 +1123,11 @@ def build_parser():
     setting(group, "gamma", 0.95, "discount γ of one step", type=real(0, 1))
     setting(group, "n-step", 5, "rewards summed before the network's estimate takes over", type=whole(1, 100))
     setting(group, "lr", 2.5e-4, "learning rate of Adam", type=real(1e-8, 1))
-    setting(group, "lr-switch", 40_000, "updates until the learning rate becomes --lr-late; 0: it never does",
-            type=whole(0))
-    setting(group, "lr-late", 5e-5, "the later learning rate", type=real(1e-8, 1))
+    setting(group, "lr-switch", [40_000], "updates until the learning rate becomes --lr-late; 0: it never does; or "
+            "several, with as many of --lr-late", type=whole(0), nargs="+")
+    setting(group, "lr-late", [5e-5], "the later learning rate", type=real(1e-8, 1), nargs="+")
+    setting(group, "average", 0, "the network that exams see and best.pt keeps is a mean. 0: of about the last 1,000 "
+            "updates; P: of the whole run, the n-th network with weight n^P", type=real(0, 100))
     setting(group, "batch", 32, "transitions per update", type=whole(1, 4096))
     setting(group, "train-every", 4, "environment steps per update", type=whole(1, 10_000))
     setting(group, "copy", 500, "updates between two copies to the target network", type=whole(1))

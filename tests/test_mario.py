@@ -1330,9 +1330,10 @@ def test_the_agent_learns_the_known_q_values(name, rule):
     np.testing.assert_allclose(learnt, [q for _, q in known], atol=0.05)
 
 
-@pytest.mark.parametrize("switch, rates", [(0, [1e-3] * 4), (2, [1e-3, 1e-3, 1e-4, 1e-4])])
-def test_the_learning_rate_changes_once_after_so_many_updates(switch, rates):
-    agent = DQNAgent((4, 84, 84), 5, memory=1000, lr=1e-3, lr_late=1e-4, lr_switch=switch)
+@pytest.mark.parametrize("switch, late, rates", [((0,), (1e-4,), [1e-3] * 4), ((2,), (1e-4,), [1e-3, 1e-3, 1e-4, 1e-4]),
+                                                 ((1, 3), (1e-4, 2e-5), [1e-3, 1e-4, 1e-4, 2e-5])])
+def test_the_learning_rate_changes_after_so_many_updates(switch, late, rates):
+    agent = DQNAgent((4, 84, 84), 5, memory=1000, lr=1e-3, lr_late=late, lr_switch=switch)
     rng, seen = np.random.default_rng(0), []
     for _ in range(40):
         agent.remember(rng.random((4, 84, 84), np.float32), 1, 1.0, rng.random((4, 84, 84), np.float32), False)
@@ -1340,6 +1341,25 @@ def test_the_learning_rate_changes_once_after_so_many_updates(switch, rates):
     for _ in range(4):
         agent.experience_replay()
     assert seen == rates
+
+
+def test_the_long_average_gives_the_nth_network_the_weight_n_to_the_power():
+    """Exactly so for power 1; for a larger one about so, as in the paper."""
+    for power, tolerance in ((1, 1e-6), (8, 0.02)):
+        average = DQNAgent((4, 84, 84), 5, memory=1000, average=power).average_net
+        values = np.random.default_rng(0).random(300)
+        for value in values:
+            with torch.no_grad():
+                average.update_parameters(bias_of(value))
+        weights = np.arange(1, 301) ** float(power)
+        wanted = (weights * values).sum() / weights.sum()
+        assert average.module.fc[2].bias[0].item() == pytest.approx(wanted, abs=tolerance)
+
+
+def bias_of(value):
+    net = DQNSolver((4, 84, 84), 5)
+    torch.nn.init.constant_(net.fc[2].bias, value)
+    return net
 
 
 def test_the_average_network_is_the_running_mean_of_every_tenth_network_and_is_what_exams_see(monkeypatch):
@@ -1991,6 +2011,7 @@ def refused(tmp_path, monkeypatch, capsys):
     ("--minutes", "-1 nan x inf"), ("--until-clear", "2 -1"), ("--eval-every", "-1 x"), ("--eval-episodes", "0"),
     ("--checkpoint-minutes", "-1 nan"), ("--envs", "-1 1000 x"), ("--seed", "-1 x"), ("--threads", "-1 x"),
     ("--double", "foo"), ("--noise", "foo"), ("--train-noise", "foo noop, noop,foo"),
+    ("--flag-bonus", "-1 x"), ("--average", "-1 x"), ("--lr-switch", "-1 x 1.5"), ("--lr-late", "0 2 x"),
     ("--stage", "9-9 1-5 0-1 x 1-1-1"), ("--device", "tpu"), ("--precision", "float16"), ("--preset", "foo"),
     ("--x", "hours"), ("--record", "clip.txt clip .gif")])
 def test_a_value_out_of_range_is_refused(flag, values, refused):
@@ -2154,6 +2175,11 @@ def test_a_file_in_a_folder_that_does_not_exist_is_refused_before_anything_is_pl
 def test_a_memory_that_can_never_hold_enough_to_start_learning_is_refused(refused):
     refused(["--memory", "1000", "--learn-start", "2000"], "--learn-start")
     refused(["--memory", "1000"], "--learn-start")  # more than the default asks for
+
+
+def test_every_switch_of_the_learning_rate_needs_a_rate(refused):
+    refused(["--lr-switch", "10", "20"], "--lr-late")
+    refused(["--lr-late", "1e-5", "1e-6"], "--lr-switch")
 
 
 @pytest.mark.parametrize("flags", [["--envs", "64", "--memory", "1000", "--n-step", "20"],
