@@ -824,14 +824,14 @@ def promise(chosen, gamma, cut):
     return {"q": q, "discounted_return": came}
 
 
-def play(q_values, episodes, noise, seed, stage="1-1", show_jump=False, watch=None, stop=(), max_steps=1000,
-         gamma=0.95, reward_scale=1.0):
+def play(q_values, episodes, noise, seed, settings=(), watch=None, stop=(), max_steps=1000):
     """Greedy episodes, up to 8 at a time. Episode i draws its noise from a generator of its own,
     whichever emulator plays it. After `max_steps` agent steps (a clear takes about 300) it ends as not
-    cleared. `watch(env, track, info, done)` is called after every step. γ and the scale of the rewards are those
-    the network was trained with (see `promise`). Returns one dict per episode; fewer, when something turns up in
-    `stop`."""
-    games = Emulators(1 if watch else min(8, episodes), stage, show_jump)
+    cleared. `watch(env, track, info, done)` is called after every step. `settings`: those the network was trained
+    with (a dict; stage, show_jump, gamma and reward_scale count here). Returns one dict per episode; fewer, when
+    something turns up in `stop`."""
+    trained = {"stage": "1-1", "show_jump": "no", "gamma": 0.95, "reward_scale": 1.0, **dict(settings)}
+    games = Emulators(1 if watch else min(8, episodes), trained["stage"], trained["show_jump"] == "yes")
     waiting, results = list(range(episodes)), {}
     states, tracks = {}, {}
     while (waiting or tracks) and not stop:
@@ -848,7 +848,7 @@ def play(q_values, episodes, noise, seed, stage="1-1", show_jump=False, watch=No
             states[e] = state
             track.add(reward, info)
             own = actions[k] == greedy[k]
-            track.chosen.append((float(values[k, greedy[k]]) / reward_scale if own else None, reward))
+            track.chosen.append((float(values[k, greedy[k]]) / trained["reward_scale"] if own else None, reward))
             done = terminated or truncated or track.length >= max_steps
             if watch:
                 watch(games.envs[e], track, info, done)
@@ -857,7 +857,7 @@ def play(q_values, episodes, noise, seed, stage="1-1", show_jump=False, watch=No
                     "episode": track.number, "return": track.total_reward, "length": track.length,
                     "furthest_x": track.furthest_x, "end_x": int(info["x_pos"]),
                     "end": "cleared" if track.cleared else "died" if terminated else "out of time",
-                    **promise(track.chosen, gamma, cut=not (terminated or truncated))}
+                    **promise(track.chosen, trained["gamma"], cut=not (terminated or truncated))}
                 del tracks[e]
     games.close()
     return [results[number] for number in sorted(results)]
@@ -882,9 +882,8 @@ def examine(agent, args, count, rows, stop=()):
     half = math.ceil(args.eval_episodes / 2)
     q_values = partial(agent.q_values, net=agent.average_net)
     results = [result for noise in ("noop", "epsilon")
-               for result in play(q_values, half, noise, args.seed + count["steps"], args.stage,
-                                  args.show_jump == "yes", stop=stop, max_steps=500, gamma=args.gamma,
-                                  reward_scale=args.reward_scale)]
+               for result in play(q_values, half, noise, args.seed + count["steps"], vars(args), stop=stop,
+                                  max_steps=500)]
     if stop:  # broken off
         return None
     cleared = sum(result["end"] == "cleared" for result in results)
@@ -943,8 +942,7 @@ def evaluate(args):
     """--evaluate: plays, prints and saves the clear rate."""
     path, q_values, settings = find_network(args.evaluate)
     n = 1 if args.noise == "none" else args.episodes
-    results = play(q_values, n, args.noise, args.seed, settings["stage"], settings.get("show_jump") == "yes",
-                   gamma=settings["gamma"], reward_scale=settings["reward_scale"])
+    results = play(q_values, n, args.noise, args.seed, settings)
     ends = Counter((result["end"], result["end_x"] // 50 * 50) for result in results if result["end"] != "cleared")
     cleared, distance = n - sum(ends.values()), float(np.mean([result["furthest_x"] for result in results]))
     summary = {"network": path.name, "noise": args.noise, "seed": args.seed, "episodes": n, "cleared": cleared,
@@ -988,8 +986,7 @@ def show(args):
             raise KeyboardInterrupt
 
     with contextlib.suppress(KeyboardInterrupt):  # q, Esc, Ctrl-C or a closed window
-        for result in play(q_values, args.episodes, args.noise, args.seed, settings["stage"],
-                           settings.get("show_jump") == "yes", watch):
+        for result in play(q_values, args.episodes, args.noise, args.seed, settings, watch):
             print("{0}: {end} at x = {end_x}, return {return:.0f}, {length} steps".format(path, **result))
     if args.record:
         write_clip(Path(args.record), pictures)

@@ -1923,7 +1923,7 @@ def test_the_network_that_comes_with_the_program_clears_the_level():
     """Greedily, on the real game. Another processor rounds in another way and so plays other games: most, not all."""
     path, q_values, settings = m.find_network(str(m.TRAINED))
     assert path.stat().st_size < 4e6
-    results = m.play(q_values, 6, "noop", 1, settings["stage"], settings["show_jump"] == "yes", max_steps=500)
+    results = m.play(q_values, 6, "noop", 1, settings, max_steps=500)
     assert sum(result["end"] == "cleared" for result in results) >= 3, results
 
 
@@ -1961,7 +1961,7 @@ def test_an_episode_tells_its_promise_in_points(toy, monkeypatch, noise):
     played, step = [], toy.step
     monkeypatch.setitem(m.NOISES, "epsilon", {"epsilon": 0.5})
     monkeypatch.setattr(toy, "step", lambda self, action: played.append((action, step(self, action))) or played[-1][1])
-    (result,) = m.play(lambda states: 3 * always(2)(states), 1, noise, 3, gamma=0.8, reward_scale=0.1)
+    (result,) = m.play(lambda states: 3 * always(2)(states), 1, noise, 3, {"gamma": 0.8, "reward_scale": 0.1})
     rewards, returns = [reward for _, (_, reward, *_) in played], []
     for t in range(len(rewards)):
         returns.append(sum(0.8 ** k * reward for k, reward in enumerate(rewards[t:])))
