@@ -1624,6 +1624,17 @@ def test_the_tutorial_preset_is_the_tutorials_settings_to_the_letter():
     assert settings["learn_start"] <= 32 and settings.get("priority", 0) == 0  # a uniform batch as soon as there is one
 
 
+@pytest.mark.parametrize("preset", m.PRESETS)
+def test_every_preset_holds_settings_only_and_trains(preset, toy, tmp_path, capsys):
+    flags = ["--steps", "60", "--envs", "2", "--memory", "1000", "--learn-start", "40", "--eval-episodes", "2"]
+    assert main(["--runs", str(tmp_path), "--name", "a", "--double", "--preset", preset, *flags, "--threads", "1"]) == 0
+    kept = json.loads((tmp_path / "a" / "settings.json").read_text())
+    typed = {flag.strip("-").replace("-", "_") for flag in flags}
+    assert all(kept[name] == value for name, value in m.PRESETS[preset].items() if name not in typed)
+    assert set(m.PRESETS[preset]) <= set(m.DEFAULTS) == set(kept) and kept["steps"] == 60
+    assert checkpoint(tmp_path / "a")["updates"] > 0
+
+
 def test_explicit_flags_win_over_the_preset():
     chosen = parse_args(["--preset", "tutorial", "--gamma", "0.5", "--envs", "3", "--hold", "16"]).settings
     assert (chosen.gamma, chosen.envs, chosen.hold, chosen.copy) == (0.5, 3, 16, 5_000)
