@@ -280,9 +280,9 @@ class Episode:
         """The action that was chosen goes in, the action that reaches the game comes out. `known` is what an agent
         may remember of it: that it has to wait, but not that its thumb slipped. To whoever does not see the slips, they
         are a property of the world, and an edge is a dangerous place."""
-        self.known = 0 if self.idle > 0 else int(action)
+        self.known = int(action)
         if self.idle > 0:
-            self.idle, action = self.idle - 1, 0
+            self.idle, self.known, action = self.idle - 1, 0, 0
         elif self.noise["epsilon"] and self.rng.random() < self.noise["epsilon"]:
             action = self.rng.integers(len(RIGHT_ONLY))
         elif self.noise["sticky"] and self.rng.random() < self.noise["sticky"]:
