@@ -663,15 +663,18 @@ def make_agent(args):
     if args.memory < max(enough, 2 * (args.n_step + 2) * args.envs):
         raise UserError(f"--memory {args.memory} is too small for --learn-start {args.learn_start}, --batch "
                         f"{args.batch}, --n-step {args.n_step} and --envs {args.envs}: learning would never start")
-    if len(args.lr_switch) != len(args.lr_late):
-        raise UserError(f"--lr-late: one for each --lr-switch, please: {len(args.lr_switch)}, not {len(args.lr_late)}")
+    # Text with commas; a number or a list in the settings of older runs.
+    switch, late = (re.findall(r"[^][, ]+", str(text)) for text in (args.lr_switch, args.lr_late))
+    if len(switch) != len(late):
+        raise UserError(f"--lr-late: one for each --lr-switch, please: {len(switch)}, not {len(late)}")
     available, frame = available_memory(), 84 * 84 + 11
     if available and args.memory * frame > 0.9 * available:
         raise UserError(f"--memory {args.memory} needs {args.memory * frame / 1e9:.1f} GB and {available / 1e9:.1f} GB "
                         f"are free; at most --memory {int(0.9 * available / frame)} fits")
     names = ("gamma", "lr", "batch", "memory", "copy", "eps_start", "eps_decay", "eps_min", "n_step", "hold",
-             "reward_scale", "priority", "learn_start", "lr_late", "lr_switch", "average", "seed")
+             "reward_scale", "priority", "learn_start", "average", "seed")
     agent = DQNAgent((4, 84, 84), len(RIGHT_ONLY), rule=args.double, n_envs=args.envs, device=device, bf16=bf16,
+                     lr_switch=[int(part) for part in switch], lr_late=[float(part) for part in late],
                      **{name: getattr(args, name) for name in names})
     print(f"replay memory: {args.memory} frames, {agent.memory.nbytes / 1e9:.2f} GB once it is full; learning on "
           f"{device}{' in bfloat16' if bf16 else ''} with {torch.get_num_threads()} threads")
@@ -1046,11 +1049,11 @@ PRESETS = {
     "tutorial": {  # the tutorial's settings, to the letter
         "envs": 1, "gamma": 0.90, "lr": 2.5e-4, "batch": 32, "memory": 30_000, "train_every": 1, "copy": 5_000,
         "eps_start": 1.0, "eps_decay": 0.99, "eps_min": 0.02, "episodes": 10_000, "steps": 0, "n_step": 1, "hold": 0,
-        "reward_scale": 1.0, "priority": 0.0, "learn_start": 32, "lr_switch": [0], "train_noise": "none",
+        "reward_scale": 1.0, "priority": 0.0, "learn_start": 32, "lr_switch": "0", "train_noise": "none",
         "show_jump": "no", "precision": "float32", "eval_every": 0},
     "careful": {  # what the trials found for games with random actions, in one; no whole run of it is measured yet
-        "train_noise": "noop,epsilon", "flag_bonus": 50, "memory": 300_000, "lr_switch": [40_000, 125_000],
-        "lr_late": [5e-5, 1e-5], "average": 8, "steps": 600_000, "eval_every": 50_000, "eval_episodes": 40},
+        "train_noise": "noop,epsilon", "flag_bonus": 50, "memory": 300_000, "lr_switch": "40000,125000",
+        "lr_late": "5e-5,1e-5", "average": 8, "steps": 600_000, "eval_every": 50_000, "eval_episodes": 40},
     "quick": {  # everything once, in under half a minute; too short to learn anything worth seeing
         "steps": 800, "memory": 2_000, "learn_start": 200, "copy": 50, "eps_decay": 0.97, "envs": 4,
         "eval_every": 800, "eval_episodes": 2},
@@ -1075,6 +1078,15 @@ def number(kind, low, high=math.inf):
         limit = f"from {low} to {high}" if high < math.inf else f"of at least {low}"
         raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number {limit}")
     return convert
+
+
+def several(convert):
+    """A converter for several such numbers with commas between them. They stay text, as typed."""
+    def check(text):
+        for part in text.split(","):
+            convert(part)
+        return text
+    return check
 
 
 def matching(pattern, example):
@@ -1110,8 +1122,7 @@ def build_parser():
 
     def setting(group, name, default, help, **more):
         DEFAULTS[name.replace("-", "_")] = default
-        shown = " ".join(map(str, default)) if isinstance(default, list) else default
-        group.add_argument("--" + name, help=f"{help} (default: {shown})", **more)
+        group.add_argument("--" + name, help=f"{help} (default: {default})", **more)
 
     group = parser.add_argument_group("algorithm")
     setting(group, "double", "single", "target rule. Without it: one network; alone: the tutorial's target network; "
@@ -1120,9 +1131,9 @@ def build_parser():
     setting(group, "gamma", 0.95, "discount γ of one step", type=real(0, 1))
     setting(group, "n-step", 5, "rewards summed before the network's estimate takes over", type=whole(1, 100))
     setting(group, "lr", 2.5e-4, "learning rate of Adam", type=real(1e-8, 1))
-    setting(group, "lr-switch", [40_000], "updates until the learning rate becomes --lr-late; 0: it never does; or "
-            "several, with as many of --lr-late", type=whole(0), nargs="+")
-    setting(group, "lr-late", [5e-5], "the later learning rate", type=real(1e-8, 1), nargs="+")
+    setting(group, "lr-switch", "40000", "updates until the learning rate becomes --lr-late; 0: it never does; or "
+            "several: 40000,125000, with as many of --lr-late", type=several(whole(0)))
+    setting(group, "lr-late", "5e-05", "the later learning rate, or several: 5e-5,1e-5", type=several(real(1e-8, 1)))
     setting(group, "average", 0, "the network that exams see and best.pt keeps is a mean. 0: of about the last 1,000 "
             "updates; P: of the whole run, the n-th network with weight n^P", type=real(0, 100))
     setting(group, "batch", 32, "transitions per update", type=whole(1, 4096))

@@ -97,9 +97,7 @@ def settings():
     lines = ["| setting | tutorial | here | why |", "| --- | --- | --- | --- |"]
     for flag, why in WHY.items():
         name = flag.replace("-", "_")
-        tutorial, here = (" ".join(map(str, values[name])) if isinstance(values[name], list) else values[name]
-                          for values in (theirs, ours))
-        lines.append(f"| `--{flag}` | {tutorial} | {here} | {why} |")
+        lines.append(f"| `--{flag}` | {theirs[name]} | {ours[name]} | {why} |")
     return "\n".join(lines)
 
 

@@ -5,6 +5,7 @@ tests/recording.npz holds real play, written with gym-super-mario-bros 7.4 and t
     python tests/test_generations.py     writes it anew (Python 3.10 to 3.12), about half a minute
 """
 
+import importlib
 import subprocess
 import sys
 import zlib
@@ -128,6 +129,30 @@ def test_the_tutorials_reward_is_made_from_x_clock_and_death(before, after, rewa
         env.reset()
         assert env.step(0)[1] == reward
     assert env.step(0)[1] == -15 * (after[2] or after[3])  # the next frame counts from this one
+
+
+def test_a_game_that_is_come_back_to_goes_on_as_it_did(monkeypatch):
+    """What tests/benchmarks/slips.py rests on: the emulator's backup, and what the wrappers around it remember."""
+    monkeypatch.syspath_prepend(HERE / "benchmarks")
+    slips, rng = importlib.import_module("slips"), np.random.default_rng(2)
+    before, way, other = rng.integers(3, 5, size=20), rng.integers(3, 5, size=12), [0] * 5
+
+    def walk(env, actions):
+        return [(state.tobytes(), reward, over, info["x_pos"], info["time"])
+                for state, reward, over, _, info in map(env.step, actions)]
+
+    env, untouched = m.make_env(show_jump=True), m.make_env(show_jump=True)
+    for game in (env, untouched):
+        game.reset()
+        walk(game, before)
+    here, expected, found = slips.Saved(env), walk(untouched, way), []
+    for actions in (way, other, way, other):
+        found.append(walk(env, actions))
+        here.restore()
+    assert found[0] == found[2] == expected and len({x for *_, x, _ in expected}) > 5  # Mario runs
+    assert found[1] == found[3] != expected[:5]
+    env.close()
+    untouched.close()
 
 
 def test_the_buffer_beneath_the_screen_is_found_without_a_copy():

@@ -2016,7 +2016,8 @@ def refused(tmp_path, monkeypatch, capsys):
     ("--minutes", "-1 nan x inf"), ("--until-clear", "2 -1"), ("--eval-every", "-1 x"), ("--eval-episodes", "0"),
     ("--checkpoint-minutes", "-1 nan"), ("--envs", "-1 1000 x"), ("--seed", "-1 x"), ("--threads", "-1 x"),
     ("--double", "foo"), ("--noise", "foo"), ("--train-noise", "foo noop, noop,foo"),
-    ("--flag-bonus", "-1 x"), ("--average", "-1 x"), ("--lr-switch", "-1 x 1.5"), ("--lr-late", "0 2 x"),
+    ("--flag-bonus", "-1 x"), ("--average", "-1 x"), ("--lr-switch", "-1 x 1.5 1, 1,x"),
+    ("--lr-late", "0 2 x 1e-5,0"),
     ("--stage", "9-9 1-5 0-1 x 1-1-1"), ("--device", "tpu"), ("--precision", "float16"), ("--preset", "foo"),
     ("--x", "hours"), ("--record", "clip.txt clip .gif")])
 def test_a_value_out_of_range_is_refused(flag, values, refused):
@@ -2183,8 +2184,29 @@ def test_a_memory_that_can_never_hold_enough_to_start_learning_is_refused(refuse
 
 
 def test_every_switch_of_the_learning_rate_needs_a_rate(refused):
-    refused(["--lr-switch", "10", "20"], "--lr-late")
-    refused(["--lr-late", "1e-5", "1e-6"], "--lr-switch")
+    refused(["--lr-switch", "10,20"], "--lr-late")
+    refused(["--lr-late", "1e-5,1e-6"], "--lr-switch")
+
+
+@pytest.mark.parametrize("switch, late", [("10,20", "1e-5,1e-6"), ([10, 20], [1e-5, 1e-6]), (10, 1e-5)])
+def test_the_switches_are_read_in_the_forms_of_today_and_of_older_runs(switch, late):
+    args = m.parse_args(["--memory", "4000"])
+    args.lr_switch, args.lr_late = switch, late
+    assert m.make_agent(args).lr_late == ({10: 1e-5} if "20" not in str(switch) else {10: 1e-5, 20: 1e-6})
+
+
+def test_a_plot_names_no_setting_as_different_that_is_only_written_otherwise(tmp_path, monkeypatch):
+    defaults, labels = vars(m.parse_args([])), []
+    for name, more in (("old", {"lr_switch": 40000, "lr_late": 5e-05}), ("new", {"seed": 1})):
+        (tmp_path / name).mkdir()
+        settings = {key: defaults[key] for key in m.DEFAULTS} | more
+        (tmp_path / name / "settings.json").write_text(json.dumps(settings))
+        with open(tmp_path / name / "episodes.csv", "w", newline="") as file:
+            csv.DictWriter(file, m.COLUMNS).writeheader()
+            csv.DictWriter(file, m.COLUMNS).writerow(dict.fromkeys(m.COLUMNS, 1))
+    monkeypatch.setattr(m, "fill", lambda text, width: labels.append(text) or text)
+    m.plot_rewards([tmp_path / "old", tmp_path / "new"], tmp_path / "curves.png")
+    assert labels == ["seed 0", "seed 1"]
 
 
 @pytest.mark.parametrize("flags", [["--envs", "64", "--memory", "1000", "--n-step", "20"],
