@@ -176,6 +176,11 @@ def shipped():
             f"`python mario_ddqn.py --double --seed {settings['seed']}`. [All seeds](#how-often-mario-makes-it).*")
 
 
+def slips():
+    """What tests/benchmarks/slips.py found out about single random actions."""
+    return importlib.import_module("slips").sentences(json.loads((ROOT / "results" / "slips.json").read_text()))
+
+
 def survives():
     """What the kill harness and the endurance run measured."""
     results = ROOT / "results"
@@ -270,7 +275,7 @@ BLOCKS = {"mario flags": lambda: flags(mario_ddqn.build_parser()),
           "grid comparison": grid_comparison,
           "grid flags": lambda: flags(grid_qlearning.make_parser()),
           "settings": settings, "throughput": throughput, "trials": trials, "trial rates": trial_rates,
-          "clear rates": clear_rates, "shipped": shipped, "survives": survives,
+          "clear rates": clear_rates, "shipped": shipped, "slips": slips, "survives": survives,
           "expect": expect, "pythons": pythons, "double": lambda: table_of("double_or_not", "double"),
           "ablation": lambda: table_of("ablation", "ablation"), "tutorial pair": tutorial_pair}
 

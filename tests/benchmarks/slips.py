@@ -173,7 +173,7 @@ def gaps(game, kills):
 
 
 def sentences(found):
-    """What README says of it."""
+    """What README says of it. Costs of a place: the sum over its deadly actions of probability × points lost."""
     maps, lost = found["maps"], found["lost"]
     one = [game for game in lost if "ways_out" in game]
     hopeless = [game for game in one if not game["ways_out"]]
@@ -191,9 +191,9 @@ def sentences(found):
         f"survives. In {len(released)} that action let go of the jump button. On the way through the level, in turn, "
         f"there are {dangerous:.0f} such places among {length:.0f} steps (mean of {len(maps)} greedy games), where at "
         f"least one other action kills; all together they make {deaths:.2f} deaths a game.\n\n"
-        f"The network half knows: it gives the actions that kill {knows:.0f} points less than its choice, and the "
-        f"others {others:.0f}. But it hardly pays to avoid such a place: random actions there cost {cost:.1f} points "
-        "by its own reckoning, and each step of the way brings about 10.")
+        f"The network tells them apart: it gives the actions that kill {knows:.0f} points less than its choice, and "
+        f"the others {others:.0f}. But by its own reckoning it hardly pays to keep away from such a place: random "
+        f"actions there cost {cost:.1f} points on average, and each step of the way brings about 10.")
 
 
 def draw(found):
