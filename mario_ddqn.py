@@ -1051,9 +1051,6 @@ PRESETS = {
         "eps_start": 1.0, "eps_decay": 0.99, "eps_min": 0.02, "episodes": 10_000, "steps": 0, "n_step": 1, "hold": 0,
         "reward_scale": 1.0, "priority": 0.0, "learn_start": 32, "lr_switch": "0", "train_noise": "none",
         "show_jump": "no", "precision": "float32", "eval_every": 0},
-    "careful": {  # what the trials found for games with random actions, in one: results/careful
-        "train_noise": "noop,epsilon", "flag_bonus": 50, "memory": 300_000, "lr_switch": "40000,125000",
-        "lr_late": "5e-5,1e-5", "average": 8, "steps": 600_000, "eval_every": 100_000, "eval_episodes": 40},
     "quick": {  # everything once, in under half a minute; too short to learn anything worth seeing
         "steps": 800, "memory": 2_000, "learn_start": 200, "copy": 50, "eps_decay": 0.97, "envs": 4,
         "eval_every": 800, "eval_episodes": 2},
