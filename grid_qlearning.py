@@ -1,166 +1,139 @@
-"""Tabular Q-learning on a 3x3 grid: the idea behind the Mario agent, small enough to read whole.
+"""Q-learning on a 3x3 grid: the idea behind the Mario agent, with few enough numbers to look at all.
 
-Three learners share one update and one training loop; the lines that differ are marked "changed":
-  Agent         Q-learning (Watkins 1989; Sutton & Barto 2018, section 6.5)
-  AgentDoubleQ  the tutorial's double rule: a second table, copied now and then (Mnih et al. 2015)
-  AgentHasselt  double Q-learning as the field means it (van Hasselt 2010; Sutton & Barto, 6.7)
+    python grid_qlearning.py                                  Q-learning
+    python grid_qlearning.py --double [tutorial|hasselt]      double Q-learning, by one of two rules
 
-Run it:  python grid_qlearning.py [--double [tutorial|hasselt]]      (a second or two)
-         python grid_qlearning.py --compare                          (all three, a minute at most)
-"""
+"The tutorial" is Andrew Grebenisan, *Play Super Mario Bros with a Double Deep Q-Network* (Paperspace blog):
+https://blog.paperspace.com/building-double-deep-q-network-super-mario-bros/
 
+Three agents share one update and one training loop. The mark "<- changed" shows where they differ."""
 import argparse
-import contextlib
-import functools
-import itertools
-import json
 import os
+import signal
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 if not (3, 10) <= sys.version_info < (3, 15):
     print(f"grid_qlearning.py: this is Python {sys.version.split()[0]}; it needs Python 3.10 to 3.14", file=sys.stderr)
     raise SystemExit(2)
+if __name__ == "__main__":
+    def stop(*_):
+        print("grid_qlearning.py: stopped by Ctrl-C", file=sys.stderr)
+        raise SystemExit(130)
+    signal.signal(signal.SIGINT, stop)  # here, because the imports below take half a second
 
 import numpy as np
-from matplotlib.figure import Figure  # not pyplot: needs no display, changes no backend
+from matplotlib.figure import Figure  # not pyplot, which looks for a display
 
-# --- Settings: nothing enters; the defaults of everything below leave. ---------------------------
-# All tables start at zero. No reward is above 0, so zero is optimistic: a move never tried looks
-# at least as good as any other, and so the agent explores even where it acts greedily.
-ALPHA = 0.1  # learning rate. Nothing here is random, so 1.0 would do; 0.1 also averages out noise
-GAMMA = 0.9  # discount, the tutorial's for Mario. Any value above 0 gives the same best path here
-EPSILON = 0.1  # share of random moves. With 0.0 all three find the best path, but Hasselt's values
-# stay wrong: each of its tables must try a bad move itself before the other one can trust it
-COPY_STEPS = 100  # steps between copies, about 45 episodes of the trained agent
+# ===== 1. Settings. In: nothing. Out: the default values of everything below.
+ALPHA = 0.1  # learning rate. Here 1.0 would do, because nothing is random; 0.1 also averages over noise
+GAMMA = 0.9  # discount, the tutorial's value for Mario
+EPSILON = 0.1  # share of random moves. With 0.0 van Hasselt's values stay wrong (notebook 1, exercise 4)
+COPY_STEPS = 100  # steps between two copies (tutorial's double rule); 100 steps are about 43 episodes
 EPISODES = 2000
-MAX_STEPS = 100  # a cap for safety: in 300 runs (seeds 0 to 99) the longest episode took 75 steps
-PLOTTED = 1000  # the reward curve shows the first 1,000 episodes; the rest looks like its end
+MAX_STEPS = 100  # limit of an episode; the longest one in 300 trainings took 73 steps
+PLOTTED = 1000  # episodes in the figure; the later ones look like the last of these
 WINDOW = 50  # episodes in the rolling average
-FEW_VISITS = 200  # a square seen less often gets a faded arrow. In those 300 runs 305 of the 1,800
-# faded arrows were wrong, and none of the other 600
+FEW_VISITS = 200  # a square seen less often has a faded arrow; of these, one in five was wrong in 300 trainings
 
-# --- Grid: a state and an action enter; the next state, the reward and terminal leave. -----------
+# ===== 2. Grid. In: a state and an action. Out: the next state, the reward, terminal.
 SIZE = 3
 N_STATES = SIZE * SIZE  # state = 3 * row + column; row 0 is the top row
-# (8, 2): rows down, columns to the right
-MOVES = ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1))
-ARROWS = "↑↗→↘↓↙←↖"  # the same eight, in the same order
+MOVES = ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1))  # (rows down, columns right)
+ARROWS = "↑↗→↘↓↙←↖"  # the same eight moves in the same order
 N_ACTIONS = len(MOVES)
-BEST_RETURN = -1  # diagonal (-1), diagonal (0)
+BEST_RETURN = -1  # two diagonal moves: -1, then 0
 
 
 class Grid:
-    """3x3 squares, start bottom left, end top right, eight moves (one for each of `ARROWS`).
-
-    A state is an int from 0 to 8, an action an int from 0 to 7. The grid keeps no state of its
-    own. For other rewards, noisy ones for instance, subclass it and override `reward`.
-    """
-
-    start = 6
-    end = 2
+    """3x3 squares with the start at the bottom left and the end at the top right. A state is the number of a
+    square (int, 0 to 8). An action is the number of a move in `MOVES` (int, 0 to 7)."""
+    start, end = 6, 2
 
     def step(self, state, action):
-        """Return (next_state: int, reward: float, terminal: bool). IndexError: no such action."""
-        row, col = divmod(state, SIZE)
-        row_move, col_move = MOVES[action]
-        row, col = row + row_move, col + col_move
+        """Take a state and an action. Return the next state (int), the reward (float) and terminal (bool)."""
+        down, right = MOVES[action]
+        row, col = state // SIZE + down, state % SIZE + right
         inside = 0 <= row < SIZE and 0 <= col < SIZE
-        next_state = SIZE * row + col if inside else state  # a move off the grid leaves you there
+        next_state = SIZE * row + col if inside else state  # a move off the grid leaves the agent where it is
         return next_state, self.reward(next_state), next_state == self.end
 
     def reward(self, next_state):
-        """Return 0.0 for landing on the end square and -1.0 for any other (a bump costs too)."""
+        """Take the state that a move led to. Return 0.0 for the end square and -1.0 for any other."""
         return 0.0 if next_state == self.end else -1.0
 
 
-# --- Agents: settings and a random generator enter; a table of action values leaves. -------------
+# ===== 3. Agents. In: a random generator and settings. Out: a table of action values.
 class Agent:
-    """Q-learning (Watkins 1989; Sutton & Barto 2018, section 6.5).
-
-    rng: np.random.Generator, the only source of chance. alpha: learning rate in (0, 1]. gamma:
-    discount in [0, 1]. epsilon: share of random moves in [0, 1]. Otherwise ValueError.
-    q_table: (9, 8) float64, in units of reward.
-    """
-
+    """Q-learning (Watkins 1989; Sutton & Barto 2018, section 6.5). It takes a np.random.Generator, the source of all
+    its random numbers, and three of the settings above. It learns q_table, (9, 8) float64: for each state and
+    action the return to expect, in units of reward."""
     title = "Q-learning"
 
     def __init__(self, rng, alpha=ALPHA, gamma=GAMMA, epsilon=EPSILON):
         if not (0 < alpha <= 1 and 0 <= gamma <= 1 and 0 <= epsilon <= 1):
             raise ValueError("need alpha in (0, 1], gamma in [0, 1] and epsilon in [0, 1]")
         self.rng, self.alpha, self.gamma, self.epsilon = rng, alpha, gamma, epsilon
+        # No return is above 0, so among zeros an untried action looks best, and the agent tries it.
         self.q_table = np.zeros((N_STATES, N_ACTIONS))  # (9, 8) float64
 
     def action_values(self, state=slice(None)):
-        """Return what the agent acts on: (8,) float64, or the whole (9, 8) without a state."""
+        """Take a state. Return the values that the agent acts on, (8,) float64; without a state all, (9, 8)."""
         return self.q_table[state]
 
     def act(self, state):
-        """Return an action: random with probability epsilon, else greedy, a tie drawn by lot."""
+        """Take a state. Return an action (int): a random one with probability epsilon, otherwise a best one."""
         if self.rng.random() < self.epsilon:
-            return int(self.rng.random() * N_ACTIONS)
-        values = self.action_values(state).tolist()  # for 8 numbers a list is faster than an array
-        best = max(values)
-        ties = [action for action, value in enumerate(values) if value == best]
-        return ties[int(self.rng.random() * len(ties))]
+            return int(self.rng.integers(N_ACTIONS))
+        values = self.action_values(state)  # (8,) float64
+        best = np.flatnonzero(values == values.max())  # one action, or several equally good ones
+        # In a new table all eight are equally good. A draw prefers none; argmax would always go up.
+        return int(self.rng.choice(best))
 
     def td_target(self, reward, next_state):
-        """Return the target (float) of a step that did not end the episode."""
-        # target = r + gamma max_a' Q(s', a')
+        """Take the reward and the next state of a step short of the end. Return the target (float)."""
+        # target = r + γ max_a' Q(s', a')
         return reward + self.gamma * self.q_table[next_state].max()
 
     def q_update(self, state, action, reward, next_state, terminal):
-        """Learn from one step. terminal: the episode really ended, so no future is left to add."""
-        # target = r, if s' is terminal
-        td_target = reward if terminal else self.td_target(reward, next_state)
-        # Q(s, a) <- Q(s, a) + alpha (target - Q(s, a))
-        td_error = td_target - self.q_table[state, action]
+        """Learn from one step. terminal (bool): it reached the end square."""
+        # target = r, if s' is the end, because no reward follows
+        target = reward if terminal else self.td_target(reward, next_state)
+        # δ = target - Q(s, a)
+        td_error = target - self.q_table[state, action]
+        # Q(s, a) ← Q(s, a) + α δ
         self.q_table[state, action] += self.alpha * td_error
 
     def best_policy(self):
-        """Return the greedy action of each square, (9,) int64; a tie goes to the lowest number.
-
-        The end square's entry means nothing. Nor does that of a square the agent hardly visited.
-        """
+        """Return the first of the best actions of each state, (9,) int64; at the end it means nothing."""
         return self.action_values().argmax(axis=1)  # (9, 8) -> (9,)
 
 
 class AgentDoubleQ(Agent):
     """The tutorial's double Q-learning: a target network (Mnih et al. 2015) in the form of a table.
-
-    q_target: (9, 8) float64, an older copy of q_table, refreshed every copy_steps updates.
-    copy_steps: at least 1, otherwise ValueError.
-    """
-
+    q_target, (9, 8) float64, is a copy of q_table, made anew every copy_steps (int) steps."""
     title = "Double Q-learning, tutorial's rule"
 
     def __init__(self, rng, alpha=ALPHA, gamma=GAMMA, epsilon=EPSILON, copy_steps=COPY_STEPS):
         super().__init__(rng, alpha, gamma, epsilon)
-        if copy_steps < 1:
-            raise ValueError("need copy_steps of at least 1")
         self.copy_steps, self.steps = copy_steps, 0
         self.q_target = self.q_table.copy()  # (9, 8) float64
 
     def td_target(self, reward, next_state):
-        # target = r + gamma max_a' Q_target(s', a')
-        return reward + self.gamma * self.q_target[next_state].max()  # <- changed: the older copy
+        # target = r + γ max_a' Q_target(s', a')
+        return reward + self.gamma * self.q_target[next_state].max()  # <- changed: max over the older copy
 
     def q_update(self, state, action, reward, next_state, terminal):
         super().q_update(state, action, reward, next_state, terminal)
         self.steps += 1
         if self.steps % self.copy_steps == 0:
-            self.q_target = self.q_table.copy()  # <- changed: refreshed every copy_steps steps
+            self.q_target = self.q_table.copy()  # <- changed: a new copy
 
 
 class AgentHasselt(Agent):
-    """Double Q-learning (van Hasselt 2010, algorithm 1; Sutton & Barto 2018, section 6.7).
-
-    Two tables of equal standing, (9, 8) float64. At each update a fair coin decides which is called
-    q_table (it learns, and picks the next action) and which q_other (it values that action).
-    The agent acts on their mean.
-    """
-
+    """Double Q-learning (van Hasselt 2010, algorithm 1; Sutton & Barto 2018, section 6.7). It learns
+    two tables, (9, 8) float64 each. Before each update a fair coin decides which of them is q_table. This
+    table learns, and it picks the next action. The other one, q_other, values that action."""
     title = "Double Q-learning, van Hasselt's rule"
 
     def __init__(self, rng, alpha=ALPHA, gamma=GAMMA, epsilon=EPSILON):
@@ -168,31 +141,28 @@ class AgentHasselt(Agent):
         self.q_other = self.q_table.copy()  # (9, 8) float64
 
     def action_values(self, state=slice(None)):
-        return (self.q_table[state] + self.q_other[state]) / 2  # <- changed: act on both tables
+        return (self.q_table[state] + self.q_other[state]) / 2  # <- changed: mean of both tables
 
     def td_target(self, reward, next_state):
-        # target = r + gamma Q_other(s', argmax_a' Q(s', a'))
         best_action = self.q_table[next_state].argmax()  # <- changed: one table picks the action
-        return reward + self.gamma * self.q_other[next_state, best_action]  # <- the other values it
+        # target = r + γ Q_other(s', argmax_a' Q(s', a'))
+        return reward + self.gamma * self.q_other[next_state, best_action]  # <- changed: the other one values it
 
     def q_update(self, state, action, reward, next_state, terminal):
         if self.rng.random() < 0.5:
-            self.q_table, self.q_other = self.q_other, self.q_table  # <- changed: swap the roles
+            self.q_table, self.q_other = self.q_other, self.q_table  # <- changed: the tables swap their roles
         super().q_update(state, action, reward, next_state, terminal)
 
 
-# --- Training loop: an agent and a grid enter; the agent trained, returns and visits leave. ------
+# ===== 4. Training loop. In: an agent and a grid. Out: the trained agent, its returns and its visits.
 def run_episodes(agent, grid, episodes=EPISODES, max_steps=MAX_STEPS):
-    """Train any of the agents. Return (returns, visits). ValueError if episodes is negative.
-
-    returns: (episodes,) float64, the undiscounted sum of rewards of each episode.
-    visits: (9, 8) int64, how often each action was taken in each state.
-    """
+    """Train an agent for some episodes of at most max_steps steps. Return the sum of rewards of each episode,
+    (episodes,) float64, and how often the agent took each action in each state, (9, 8) int64."""
     returns = np.zeros(episodes)  # (episodes,) float64
     visits = np.zeros((N_STATES, N_ACTIONS), dtype=np.int64)  # (9, 8) int64
     for episode in range(episodes):
         state = grid.start
-        for _ in range(max_steps):  # running out of steps is not an end: terminal stays False
+        for _ in range(max_steps):  # an episode cut off here has not reached the end: terminal stays False
             action = agent.act(state)
             next_state, reward, terminal = grid.step(state, action)
             agent.q_update(state, action, reward, next_state, terminal)
@@ -205,23 +175,22 @@ def run_episodes(agent, grid, episodes=EPISODES, max_steps=MAX_STEPS):
 
 
 def train_agent(agent=None, grid=None, episodes=EPISODES, seed=0, max_steps=MAX_STEPS):
-    """Train agent, or a new `Agent` seeded with seed. Return (agent, *run_episodes(...))."""
-    agent = Agent(np.random.default_rng(seed)) if agent is None else agent
-    return agent, *run_episodes(agent, Grid() if grid is None else grid, episodes, max_steps)
+    """Train the agent, or a new `Agent` with this seed. Return the agent, its returns and visits."""
+    agent = agent or Agent(np.random.default_rng(seed))
+    returns, visits = run_episodes(agent, grid or Grid(), episodes, max_steps)
+    return agent, returns, visits
 
 
 def train_agent_doubleq(agent=None, grid=None, episodes=EPISODES, seed=0, max_steps=MAX_STEPS):
-    """Train agent, or a new `AgentDoubleQ` seeded with seed; else the same as `train_agent`."""
-    agent = AgentDoubleQ(np.random.default_rng(seed)) if agent is None else agent
+    """Train the agent, or a new `AgentDoubleQ` with this seed. Return the same as `train_agent`."""
+    agent = agent or AgentDoubleQ(np.random.default_rng(seed))
     return train_agent(agent, grid, episodes, seed, max_steps)
 
 
 def greedy_path(policy, grid=None, max_steps=MAX_STEPS):
-    """Follow policy, (9,) ints, from the start. Return (states: list of int, return: float).
-
-    A policy that runs in a circle is cut off after max_steps; its last state is not the end.
-    """
-    grid = Grid() if grid is None else grid
+    """Follow a policy, (9,) ints, from the start to the end, for at most max_steps steps. Return the states (list
+    of int) and the return (float)."""
+    grid = grid or Grid()
     states, total, terminal = [grid.start], 0.0, False
     while not terminal and len(states) <= max_steps:
         next_state, reward, terminal = grid.step(states[-1], policy[states[-1]])
@@ -230,302 +199,132 @@ def greedy_path(policy, grid=None, max_steps=MAX_STEPS):
     return states, total
 
 
-# --- Figure: returns, a policy and visits enter; a table in text and a picture leave. ------------
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito's: safe if colour-blind
-GREY = "#555555"
+# ===== 5. Figure. In: returns, a policy, visits. Out: a picture, and a table of arrows as text.
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"  # safe for the colour-blind (Okabe & Ito)
 REWARD_LABEL = f"normalised average reward\nbest return (−1) ÷ mean of last {WINDOW} returns"
-HONESTY = (
-    f"Faded or with a '?': a square seen fewer than {FEW_VISITS} times. A greedy learner does not\n"
-    "visit every corner often enough to have a sensible arrow there: that arrow may be wrong."
-)
+CAVEAT = (f"Faded or with a '?': a square seen fewer than {FEW_VISITS} times. A greedy learner does not\n"
+          "visit every corner often enough to have a sensible arrow there: that arrow may be wrong.")
 
 
 def normalised_average(returns, window=WINDOW):
-    """Return best possible return / mean of the last `window` returns, (episodes,) float64.
-
-    1: the best path every time; 0.5: twice its cost. For returns of `Grid`, which are -1 or less.
-    """
-    totals = np.concatenate([[0.0], np.cumsum(returns)])  # (episodes + 1,) float64
-    last = np.arange(1, len(totals))  # (episodes,) int64
-    first = np.maximum(last - window, 0)  # (episodes,) int64
-    return BEST_RETURN * (last - first) / (totals[last] - totals[first])
+    """Take returns, (episodes,) float64. Return the best return ÷ the mean of the last `window` returns, same
+    shape: 1 for the best path in every episode, 0.5 for twice its cost."""
+    means = [np.mean(returns[max(0, end - window):end]) for end in range(1, len(returns) + 1)]
+    return BEST_RETURN / np.array(means)
 
 
 def plot_rewards(ax, returns, label=None, color=BLUE):
-    """Draw the normalised rolling average of returns, (episodes,), up to episode 1,000 on ax."""
-    scores = normalised_average(returns)[:PLOTTED]  # (at most 1000,) float64
-    marker = "o" if len(scores) == 1 else None  # a line through one point does not show
-    ax.plot(np.arange(1, len(scores) + 1), scores, color=color, label=label, marker=marker)
+    """Draw on ax the normalised average of returns, (episodes,) float64, up to episode 1,000."""
+    scores = normalised_average(returns[:PLOTTED])  # (at most 1000,) float64
+    ax.plot(np.arange(1, len(scores) + 1), scores, color=color, label=label)
     ax.axhline(1, color=GREY, linestyle="--")  # the best path in every episode
     ax.set(ylim=(0, 1.08), xlabel="episode", ylabel=REWARD_LABEL)
 
 
 def plot_policy(ax, policy, visits):
-    """Draw a policy, (9,) ints, on ax as a table of arrows; visits, (9, 8) ints, set the ink."""
-    centre = dict(ha="center", va="center")
-    for state, count in enumerate(visits.sum(axis=1)):  # (9,) int64
+    """Draw on ax a policy, (9,) ints, as arrows, each with the visits, (9, 8) ints, to its square."""
+    for state, count in enumerate(visits.sum(axis=1)):  # (9, 8) -> (9,)
         row, col = divmod(state, SIZE)
-        if state == Grid.end:
-            ax.text(col, row, "end", size=22, color=ORANGE, weight="bold", **centre)
-            continue
-        ink = float(np.clip(count / FEW_VISITS, 0.2, 1))
-        ax.text(col, row - 0.05, ARROWS[policy[state]], size=44, color=BLUE, alpha=ink, **centre)
-        doubt = " ?" if count < FEW_VISITS else ""
-        ax.text(col, row + 0.38, f"{count:,} visits{doubt}", size=10, color=GREY, **centre)
-        if state == Grid.start:
-            ax.text(col - 0.45, row - 0.38, "start", size=11, color=ORANGE, weight="bold")
+        word = {Grid.start: "start", Grid.end: "end"}.get(state, "")
+        ax.text(col - 0.45, row - 0.36, word, size=11, color=ORANGE)
+        if state != Grid.end:
+            ink = float(np.clip(count / FEW_VISITS, 0.2, 1))  # 1 is full colour
+            ax.text(col, row, ARROWS[policy[state]], size=44, color=BLUE, alpha=ink, ha="center", va="center")
+            ax.text(col, row + 0.44, f"{count:,} visits", size=10, color=GREY, ha="center")
     edges = np.arange(SIZE + 1) - 0.5  # (4,) float64
     ax.set(xticks=edges, yticks=edges, xlim=edges[[0, -1]], ylim=edges[[-1, 0]], aspect="equal")
     ax.tick_params(length=0, labelbottom=False, labelleft=False)
     ax.grid(True, color=GREY)
 
 
+def policy_text(policy, visits):
+    """Take a policy, (9,) ints, and visits, (9, 8) ints. Return both as a table of text, a cell for each square."""
+    cells = []
+    for action, count in zip(policy, visits.sum(axis=1), strict=True):  # (9,), (9,)
+        cells.append(f"{ARROWS[action]} {count:>7,}{'?' if count < FEW_VISITS else ' '}")
+    cells[Grid.end] = f"{'end':<10}"
+    return "\n".join(f"| {' | '.join(cells[first:first + SIZE])} |" for first in range(0, N_STATES, SIZE))
+
+
 def save_whole(path, save):
-    """Let save(another path) write a file, then move it to path: whole or not at all (OSError)."""
+    """Write a file with save(another path), then move it to path, so that path is never half full."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save(unfinished)
-        os.replace(unfinished, path)  # atomic: a reader sees the old file or the new one
+        os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
 def save_figure(path, agent, returns, visits):
-    """Write rewards and policy side by side to path as PNG, whole or not at all (else OSError)."""
+    """Draw rewards and policy side by side and write them to path as PNG."""
     figure = Figure(figsize=(11, 5.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    figure.suptitle(f"{agent.title}, {len(returns):,} episodes", size=15)
-    left.set_title(f"While learning: {100 * agent.epsilon:g}% random moves (1 = best path)")
+    figure.suptitle(f"{agent.title}, {len(returns):,} episodes, {100 * agent.epsilon:g} % random moves", size=15)
     plot_rewards(left, returns)
-    right.set_title("Best policy found")
     plot_policy(right, agent.best_policy(), visits)
-    figure.supxlabel(HONESTY, size=10, color=GREY)
-    save_whole(path, functools.partial(figure.savefig, format="png", dpi=120))
+    figure.supxlabel(CAVEAT, size=10, color=GREY)
+    save_whole(path, lambda unfinished: figure.savefig(unfinished, format="png", dpi=120))
 
 
-def policy_text(policy, visits):
-    """Return a policy, (9,) ints, as a table of arrows, each with the visits of its square."""
-    cells = []
-    for action, count in zip(policy, visits.sum(axis=1), strict=True):  # (9,), (9,) int64
-        cells.append(f"{ARROWS[action]} {count:>7,}{'?' if count < FEW_VISITS else ' '}")
-    cells[Grid.end] = f"{'end':<10}"
-    rows = [cells[i : i + SIZE] for i in range(0, N_STATES, SIZE)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+# ===== 6. Command line. In: flags. Out: text and a picture.
+LEARNERS = {None: Agent, "tutorial": AgentDoubleQ, "hasselt": AgentHasselt}  # by the word after --double
 
 
-# --- Comparison: seeds enter; a row of numbers per world and learner, a table, a figure leave. ----
-LEARNERS = {None: Agent, "tutorial": AgentDoubleQ, "hasselt": AgentHasselt}  # by --double
-# Noise as in van Hasselt (2010), also on a 3x3 grid: a step costs 12 or pays 10, each half of the
-# time, so still -1 on average. The rest stays ours: 8 moves (his: 4), 0 for the end square (5).
-# Alpha stays constant (his shrinks): a table remembers the last 1 / alpha = 10 rewards or so, the
-# noise never averages out, and so neither does what the max makes of it.
-# A greedy agent tries a move that looks too good, and is put right. With random moves only, no move
-# is tried more than another, and what is left is the bias of the target itself.
-# Each world: its noise, and its share of random moves (None: --epsilon's).
-WORLDS = {"plain": (0, None), "noisy": (11, None), "noisy, random moves": (11, 1.0)}
-NOISY_EPISODES = 300  # with random moves about 8,000 steps; van Hasselt's figure shows 10,000
-SEEDS = 200
-
-
-class NoisyGrid(Grid):
-    """`Grid` with `noise` added to or taken from each -1 by the toss of a coin, drawn from rng."""
-
-    def __init__(self, noise, rng):
-        self.noise, self.rng = noise, rng
-
-    def reward(self, next_state):
-        noise = self.noise if self.rng.random() < 0.5 else -self.noise
-        return super().reward(next_state) + (0 if next_state == self.end else noise)
-
-
-def optimal_values(gamma):
-    """Return the true values, (9, 8) float64, by value iteration. Noise does not change them."""
-    grid, values = Grid(), np.zeros((N_STATES, N_ACTIONS))
-    for _ in range(N_STATES):  # each pass carries the news one step; no best path is longer
-        best = values.max(axis=1)  # (9, 8) -> (9,)
-        for state, action in np.ndindex(values.shape):
-            next_state, reward, terminal = grid.step(state, action)
-            values[state, action] = reward if terminal else reward + gamma * best[next_state]
-    return values
-
-
-def make_agent(rule, seed, settings):
-    """Return a new agent. rule: a key of LEARNERS. settings: as `compare` takes them."""
-    settings = {k: v for k, v in settings.items() if k != "copy_steps" or rule == "tutorial"}
-    return LEARNERS[rule](np.random.default_rng(seed), **settings)
-
-
-def run_once(rule, noise, episodes, settings, seed):
-    """Train one agent. Return a dict of four numbers and a curve, (episodes,) float64."""
-    agent = make_agent(rule, seed, settings)
-    grid = NoisyGrid(noise, np.random.default_rng([seed, 1]))  # its chances are not the agent's
-    returns, values, best = np.zeros((3, episodes))  # (episodes,) float64 each
-    for i in range(episodes):
-        _, visits = run_episodes(agent, grid, 1)
-        returns[i] = 1 - visits.sum()  # without the noise: 0 for the last step, -1 for the others
-        values[i] = agent.action_values(grid.start).max()  # (8,) -> float
-        best[i] = greedy_path(agent.best_policy(), max_steps=2)[1] == BEST_RETURN
-    since = int(np.flatnonzero(best == 0).max(initial=-1)) + 2  # counted from 1
-    return {
-        "reward": float(normalised_average(returns, episodes)[-1]),
-        "best_since": since if since <= episodes else None,
-        "best_share": float(best.mean()),
-        "value": float(values[-1]),
-        "curve": values if noise else normalised_average(returns)[:PLOTTED],
-    }
-
-
-def mean_band(samples):
-    """Return the mean over seeds (the first axis) and half the width of its 95 % interval."""
-    samples = np.asarray(samples)  # (seeds, ...) float64
-    return samples.mean(axis=0), 1.96 * samples.std(axis=0, ddof=1) / np.sqrt(len(samples))
-
-
-def compare(seeds, settings, episodes=EPISODES, workers=None):
-    """Train each learner in each world with each seed. Return a list of rows (dict), fit for JSON.
-
-    settings: dict of alpha, gamma, epsilon, copy_steps. workers: processes, None: one per core. In
-    a row "reward" to "value" hold a number for each seed, "mean" and "band" one for each episode.
-    """
-    rows, true_value = [], optimal_values(settings["gamma"])[Grid.start].max()
-    with ProcessPoolExecutor(workers) as pool:
-        for (world, (noise, epsilon)), rule in itertools.product(WORLDS.items(), LEARNERS):
-            own = settings if epsilon is None else settings | {"epsilon": epsilon}
-            length = min(episodes, NOISY_EPISODES) if noise else episodes
-            job = functools.partial(run_once, rule, noise, length, own)
-            runs = list(pool.map(job, seeds, chunksize=4))
-            learner = LEARNERS[rule].title.removeprefix("Double Q-learning, ")
-            row = {"world": world, "learner": learner, "episodes": length, "settings": own}
-            row |= {"true_value": true_value, "seeds": list(seeds)}
-            row |= {key: [run[key] for run in runs] for key in runs[0]}
-            mean, band = mean_band(row.pop("curve"))  # (seeds, episodes) -> (episodes,) each
-            rows.append(row | {"mean": mean.round(4).tolist(), "band": band.round(4).tolist()})
-    return rows
-
-
-def comparison_table(rows):
-    """Return the rows of `compare` as a table in Markdown; every ± and "to" is a 95 % interval."""
-    line = "| {:19} | {:18} | {:17} | {:26} | {:5} | {:13} | {:20} |".format
-    head = ["world", "learner", "normalised reward", "best path from episode on", "never"]
-    lines = [line(*head, "% of the time", "error of max Q(start)"), "| --- " * 7 + "|"]
-    for row in rows:
-        since = sorted(one or np.inf for one in row["best_since"])
-        rank = max(0, int(len(since) / 2 - 0.98 * len(since) ** 0.5) - 1)  # of the interval's end
-        median, low, high = (since[i] for i in ((len(since) - 1) // 2, rank, -1 - rank))
-        reward, share, error = map(mean_band, (row["reward"], row["best_share"], row["value"]))
-        span = "inf" if low == np.inf else f"{median} ({low} to {high})"
-        cells = [row["world"], row["learner"], "{:.3f} ± {:.3f}".format(*reward)]
-        cells += [span.replace("inf", "never"), since.count(np.inf)]
-        cells += [f"{100 * share[0]:.1f} ± {100 * share[1]:.1f}"]
-        lines.append(line(*cells, f"{error[0] - row['true_value']:+.2f} ± {error[1]:.2f}"))
-    return "\n".join(lines)
-
-
-def save_comparison(path, rows):
-    """Write a figure of the rows of `compare` to path as PNG and the rows beside it as JSON."""
-    figure = Figure(figsize=(13, 5), layout="constrained")
-    axes = figure.subplots(1, len(WORLDS))
-    about = "with the 95 % band of that mean. Dotted: the best path, or the true value"
-    figure.suptitle(f"Mean of {len(rows[0]['seeds'])} seeds {about}", size=15)
-    styles = [(BLUE, "-"), (ORANGE, "--"), (GREEN, "-.")] * len(WORLDS)
-    for row, ax, (color, style) in zip(rows, axes.repeat(len(LEARNERS)), styles, strict=True):
-        mean, band = np.array([row["mean"], row["band"]])  # (episodes,) float64 each
-        episode = np.arange(1, len(mean) + 1)  # (episodes,) int64
-        ax.plot(episode, mean, style, color=color, label=row["learner"])
-        ax.fill_between(episode, mean - band, mean + band, color=color, alpha=0.3, linewidth=0)
-        ax.set(xlabel="episode", ylabel="estimated value of the start, max Q (units of reward)")
-        world, share = row["world"].split(",")[0], row["settings"]["epsilon"]
-        ax.set_title(f"Rewards: {world}. Random moves: {100 * share:g} %")
-        ax.axhline(row["true_value"], color=GREY, linestyle=":")  # outside the first panel's range
-    axes[0].axhline(1, color=GREY, linestyle=":")
-    axes[0].set(ylim=(0, 1.08), ylabel=REWARD_LABEL)
-    axes[0].legend(loc="lower right")
-    save_whole(path, functools.partial(figure.savefig, format="png", dpi=120))
-    text = "[" + ",\n".join(map(json.dumps, rows)) + "]\n"  # a line for each row
-    save_whole(path.with_suffix(".json"), lambda unfinished: unfinished.write_text(text))
-
-
-# --- Command line: flags enter; printed text and a PNG leave, with --compare a JSON file too. ----
-def checked(kind, allowed, wanted):
-    """Return a converter for argparse: kind(text) where `allowed`; else it asks for `wanted`."""
-
+def between(kind, low, high):
+    """Return a function that turns text into a number of that kind from low to high, for argparse."""
     def convert(text):
-        with contextlib.suppress(ValueError):
-            if allowed(value := kind(text)):
-                return value
-        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
-
+        if low <= kind(text) <= high:
+            return kind(text)
+        raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
+    convert.__name__ = kind.__name__  # argparse's own error names it: "invalid int value"
     return convert
 
 
 def make_parser():
-    """Return the parser; every flag is declared here, once."""
-    share = checked(float, lambda x: 0 <= x <= 1, "a number from 0 to 1")
-    rate = checked(float, lambda x: 0 < x <= 1, "a number above 0 and at most 1")
-    count = checked(int, lambda n: 1 <= n <= 10**6, "a whole number from 1 to 1000000")
-    several = checked(int, lambda n: 2 <= n <= 10**4, "a whole number from 2 to 10000")
-    seed = checked(int, lambda n: n >= 0, "a whole number, 0 or above")
-    about = "Q-learning on a 3x3 grid: train, print the policy as arrows, save one figure."
-    name = "grid_qlearning.py"
-    parser = argparse.ArgumentParser(prog=name, description=about, allow_abbrev=False)
-    # a complaint takes one line, without the usual page on how to call the program
-    parser.error = lambda message: parser.exit(2, f"{name}: error: {' '.join(message.split())}\n")
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser("grid_qlearning.py", description="Q-learning on a 3x3 grid", allow_abbrev=False)
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {' '.join(message.split())}\n")  # one line
     about = "double Q-learning, by the tutorial's rule if none is named (default: plain Q-learning)"
-    rules = list(LEARNERS)[1:]
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--double", nargs="?", const="tutorial", choices=rules, help=about)
-    about = "all three learners with many seeds, with and without noise: a figure and a table"
-    what.add_argument("--compare", action="store_true", help=about)
-    about = f"seeds for --compare, from --seed on (default: {SEEDS})"
-    parser.add_argument("--seeds", type=several, help=about)
-    for flag, converter, default, about in (
-        ("--episodes", count, EPISODES, "episodes to train for"),
-        ("--seed", seed, 0, "the same seed gives the same numbers"),
-        ("--alpha", rate, ALPHA, "learning rate"),
-        ("--gamma", share, GAMMA, "discount"),
-        ("--epsilon", share, EPSILON, "share of random moves"),
-        ("--copy-steps", count, COPY_STEPS, "steps between copies (the tutorial's rule only)"),
-        ("--out", Path, Path("runs/grid"), "folder for the figure; an earlier one is overwritten"),
+    parser.add_argument("--double", nargs="?", const="tutorial", choices=("tutorial", "hasselt"), help=about)
+    for flag, kind, default, about in (
+        ("--episodes", between(int, 1, 10**6), EPISODES, "episodes to train for"),
+        ("--seed", between(int, 0, 10**9), 0, "the same seed gives the same numbers"),
+        ("--alpha", between(float, 0.0001, 1), ALPHA, "learning rate"),
+        ("--gamma", between(float, 0, 1), GAMMA, "discount"),
+        ("--epsilon", between(float, 0, 1), EPSILON, "share of random moves"),
+        ("--out", Path, Path("runs/grid"), "folder for the figure, which replaces an older one"),
     ):
-        about += " (default: %(default)s)"
-        parser.add_argument(flag, type=converter, default=default, help=about)
+        parser.add_argument(flag, type=kind, default=default, help=f"{about} (default: %(default)s)")
+    about = f"steps between two copies, only with --double tutorial (default: {COPY_STEPS})"
+    parser.add_argument("--copy-steps", type=between(int, 1, 10**6), help=about)
     return parser
 
 
 def main(argv=None):
-    """Train, save the figure and print. argv: list of str, else the command line's own flags."""
+    """Train an agent, save its figure and print its policy. argv: list of str, or None for the command line."""
     parser = make_parser()
-    args = parser.parse_args(argv)
-    if args.seeds and not args.compare:
-        parser.error("argument --seeds: only with --compare; --seed picks one")
-    names = ("alpha", "gamma", "epsilon", "copy_steps")
-    settings = {name: getattr(args, name) for name in names}
-    name = "compare" if args.compare else f"double_{args.double}" if args.double else "q"
-    path = args.out / f"grid_{name}.png"
+    settings = parser.parse_args(argv)
+    if settings.copy_steps and settings.double != "tutorial":
+        parser.error("argument --copy-steps: only with --double tutorial, because no other rule makes copies")
+    rng = np.random.default_rng(settings.seed)
+    agent = LEARNERS[settings.double](rng, settings.alpha, settings.gamma, settings.epsilon)
+    if settings.copy_steps:
+        agent.copy_steps = settings.copy_steps
+    path = settings.out / f"grid_{'double_' + settings.double if settings.double else 'q'}.png"
     try:
-        args.out.mkdir(parents=True, exist_ok=True)  # before the work: a typo costs no time
-        if args.compare:
-            seeds = range(args.seed, args.seed + (args.seeds or SEEDS))
-            print(f"Training with {len(seeds)} seeds; 200 take a minute at most.\n", flush=True)
-            rows = compare(seeds, settings, args.episodes)
-            save_comparison(path, rows)
-            print(f"{comparison_table(rows)}\n\nFigure: {path}, its numbers: the .json beside it")
-            return
-        agent = make_agent(args.double, args.seed, settings)
-        agent, returns, visits = train_agent(agent, episodes=args.episodes)
+        settings.out.mkdir(parents=True, exist_ok=True)  # first, because a bad folder would waste the training
+        agent, returns, visits = train_agent(agent, episodes=settings.episodes)
         save_figure(path, agent, returns, visits)
+        policy = agent.best_policy()
+        print(f"{agent.title}, {settings.episodes:,} episodes, seed {settings.seed}. Arrows and visits:\n")
+        print(f"{policy_text(policy, visits)}\n\n{CAVEAT}\n\nFigure: {path}")
+        print(f"Greedy return from the start: {greedy_path(policy)[1]:.0f} (best: {BEST_RETURN})", flush=True)
     except OSError as error:
-        reason = f"cannot write {str(path)!r} ({error.strerror})"
-        parser.error(f"argument --out: {reason}; name a folder that can be made and written to")
-    policy = agent.best_policy()
-    states, total = greedy_path(policy)
-    cut = "" if states[-1] == Grid.end else f", cut off after {MAX_STEPS} steps short of the end"
-    print(f"{agent.title}, {args.episodes:,} episodes, seed {args.seed}\n")
-    print(f"{policy_text(policy, visits)}\n\nBeside each arrow: the visits to its square.")
-    print(f"{HONESTY}\n\nGreedy return from the start: {total:.0f} (best: {BEST_RETURN}){cut}")
-    print(f"Figure: {path}")
+        sys.stdout = None  # otherwise Python prints the rest when it ends, and fails once more
+        parser.error(f"cannot save or print the result: {error}")
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(encoding="utf-8")  # arrows, also when Windows' output goes to a file
+    sys.stdout.reconfigure(encoding="utf-8")  # arrows, whatever the terminal's encoding is
     main()

@@ -1,52 +1,62 @@
 """What does each ingredient of the default settings bring? One switched off at a time, from results/ablation.
 
+    python tests/benchmarks/ablation.py --commands RUNS   prints the trainings to be made, one a line
+    python tests/benchmarks/ablation.py --collect RUNS    takes finished runs over from there: NAME-SEED
     python tests/benchmarks/ablation.py                   the figure (ablation.png) and the table (ablation.json)
-    python tests/benchmarks/ablation.py --collect RUNS    first takes finished runs over from there: NAME-SEED
 
-The default settings are the runs "tutorial" of results/double, and one network instead of two the runs "single"
-there. Each run in results/ablation differs from the default in what its settings.json says, and was made with one
-thread of PyTorch, 60,000 steps and no exams (they change nothing):
-
-    python mario_ddqn.py --double --seed 0 --steps 60000 --eval-every 0 --threads 1 --name n-step-1-0 --n-step 1
+The default is the runs results/ablation/default-SEED, or, where there are none, "tutorial" of results/double, with
+one network instead of two as "single" there. A run differs from the default in what its settings.json says.
+(The runs that are there now were made with the program and the settings of commit 63b135f.)
 """
 import argparse
+import json
 from pathlib import Path
 from statistics import fmean
 
-import numpy as np
-from double_or_not import at, rolling, take_over  # beside this file
-from matplotlib.figure import Figure
+from double_or_not import at, rolling, take_over, write  # beside this file
 
-import mario_ddqn
+import mario_ddqn as m
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 MARKS = (20_000, 40_000, 60_000)
 LAST = MARKS[-1]
-# What a run may differ in without being another ingredient: who it is, how long it ran, how it was examined.
-ASIDE = {*mario_ddqn.LIMITS, "seed", "eval_every", "eval_episodes", "preset"}
+WITHOUT = {  # name of the run: flags
+    "default": [], "one-network": ["--double", "single"], "one-step-returns": ["--n-step", 1],
+    "unscaled-reward": ["--reward-scale", 1], "uniform-replay": ["--priority", 0], "jump-not-shown": ["--no-show-jump"],
+    "no-flag-bonus": ["--flag-bonus", 0], "endless-patience": ["--patience", 10**6], "no-idle-starts": ["--train-noise",
+    "none"], "constant-learning-rate": ["--lr-end", m.Settings.lr], "no-practice": ["--practice", 0],
+    "no-hold": ["--hold", 1]}
+# What a run may differ in without being another ingredient; the last four are settings of commit 63b135f.
+ASIDE = {"seed", "steps", "episodes", "eval_every", "eval_episodes", "preset", "threads"}
 
 
-def collect(runs):
-    for run in sorted(path.parent for path in runs.glob("*/rewards.png")):  # the picture comes last: a finished run
-        take_over(run, RESULTS / "ablation" / run.name)
+def commands(runs, seeds, steps):
+    for name, flags in WITHOUT.items():
+        for seed in range(seeds):
+            print(m.command("--double", *flags, "--seed", seed, "--steps", steps, "--out", runs / f"{name}-{seed}"))
 
 
 def measure():
     """One dict per run: the ingredient, what its settings differ in from the default ones, and how far it came."""
-    defaults = sorted((RESULTS / "double").glob("tutorial-*"))
-    default = {key: value for folder in defaults for key, value in mario_ddqn.read_settings(folder).items()}
+    ours, double = RESULTS / "ablation", RESULTS / "double"
+    defaults = sorted(ours.glob("default-*")) or sorted(double.glob("tutorial-*"))
+    singles = [] if defaults[0].parent == ours else sorted(double.glob("single-*"))
+    default = {key: value for folder in defaults for key, value in read_settings(folder).items()}
     found = []
-    for folder in [*defaults, *sorted((RESULTS / "double").glob("single-*")),
-                   *sorted((RESULTS / "ablation").glob("*-*/"))]:
+    for folder in dict.fromkeys([*defaults, *singles, *sorted(ours.glob("*-*/"))]):
         name, seed = folder.name.rsplit("-", 1)
-        settings = mario_ddqn.read_settings(folder)
-        changed = {key: value for key, value in settings.items() if key not in ASIDE and value != default[key]}
-        rows = mario_ddqn.read_rows(folder / "episodes.csv")
+        changed = {key: value for key, value in read_settings(folder).items()
+                   if key not in ASIDE and value != default[key]}
+        rows = m.read_rows(folder)
         first = next((row["env_steps"] for row in rows if row["cleared"] and row["env_steps"] <= LAST), None)
         found.append({"name": "default" if folder in defaults else name.replace("-", " "),
                       "seed": int(seed), "changed": changed, "folder": str(folder.relative_to(RESULTS)),
                       "first_clear": first, **at(rows, MARKS)})
     return found
+
+
+def read_settings(folder):
+    return json.loads((folder / "settings.json").read_text())
 
 
 def by_name(found):
@@ -65,12 +75,12 @@ def table(found):
     lines = ["| run | what differs | first clear, steps | " + " | ".join(f"return at {mark:,}" for mark in MARKS)
              + f" | clears at {LAST:,} | return at {LAST:,} less the default's |", "| --- " * (5 + len(MARKS)) + "|"]
     for name, part in runs.items():
-        changed = " ".join(f"--{key.replace('_', '-')} {value:g}" if isinstance(value, float) else
-                           f"--{key.replace('_', '-')} {value}" for key, value in part[0]["changed"].items())
-        cells = [name, f"`{changed}`" if changed else "",
-                 " · ".join("none" if run["first_clear"] is None else f"{run['first_clear']:,}" for run in part),
+        changed = ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
+                            for key, value in part[0]["changed"].items())
+        firsts = (run["first_clear"] for run in part)
+        cells = [name, changed, " · ".join(f"{first:,.0f}" if first else "none" for first in firsts),
                  *(" · ".join(f"{run[f'return at {mark}']:,.0f}" for run in part) for mark in MARKS),
-                 " · ".join(str(run[f"clears at {LAST}"]) for run in part),
+                 " · ".join(f"{run[f'clears at {LAST}']:.0f}" for run in part),
                  "" if name == "default" else f"{gap[name]:+,.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -78,19 +88,18 @@ def table(found):
 
 def draw(found):
     runs, _ = by_name(found)
-    figure = Figure(figsize=(13, 5), layout="constrained")
+    figure = m.Figure(figsize=(13, 5), layout="constrained")
     curves, dots = figure.subplots(1, 2, width_ratios=(3, 2))
-    steps = np.arange(12_000, LAST + 1, 500)
+    steps = m.np.arange(12_000, LAST + 1, 500)
     for k, (name, part) in enumerate(runs.items()):
-        color, width = ("black", 3) if name == "default" else (f"C{k - 1}", 1.6)
-        ways = [zip(*rolling(mario_ddqn.read_rows(RESULTS / run["folder"] / "episodes.csv")), strict=True)
-                for run in part]
-        curves.plot(steps, np.mean([np.interp(steps, at_step, mean, left=np.nan) for at_step, mean, _ in ways], 0),
-                    color=color, linewidth=width, label=f"{name} ({len(part)} seeds)")
+        color, width = ("black", 3) if name == "default" else (m.COLOURS[(k - 1) % len(m.COLOURS)], 1.6)
+        ways = [m.np.interp(steps, *[*zip(*rolling(m.read_rows(RESULTS / run["folder"])), strict=True)][:2],
+                            left=m.np.nan) for run in part]
+        curves.plot(steps, m.np.mean(ways, axis=0), color=color, linewidth=width, label=f"{name} ({len(part)} seeds)",
+                    linestyle="-" if k <= len(m.COLOURS) else "--")
         for run in part:
             dots.plot(run[f"return at {LAST}"], k, "o", color=color, markersize=8)
-            dots.annotate(f" {run['seed']}", (run[f"return at {LAST}"], k), fontsize=9,
-                          va="top" if run["seed"] % 2 else "bottom")
+            dots.annotate(f" {run['seed']}", (run[f"return at {LAST}"], k), fontsize=9)
     values = [run[f"return at {LAST}"] for run in runs["default"]]
     dots.axvspan(min(values), max(values), color="black", alpha=0.1)
     dots.set_yticks(range(len(runs)), runs)
@@ -100,18 +109,22 @@ def draw(found):
     curves.legend(fontsize=9)
     for axes in (curves, dots):
         axes.grid(alpha=0.3)
-    mario_ddqn.write_atomically(RESULTS / "ablation" / "ablation.png",
-                                lambda file: figure.savefig(file, format="png", dpi=110))
+    figure.savefig(RESULTS / "ablation" / "ablation.png", dpi=110)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--commands", type=Path, metavar="RUNS", help="print the trainings, with their folders there")
+    parser.add_argument("--seeds", type=int, default=2, help="of --commands (default: 2)")
+    parser.add_argument("--steps", type=int, default=LAST, help=f"of --commands (default: {LAST})")
     parser.add_argument("--collect", type=Path, metavar="RUNS", help="take the runs in this folder over first")
     args = parser.parse_args()
-    if args.collect:
-        collect(args.collect)
+    if args.commands:
+        return commands(args.commands, args.seeds, args.steps)
+    for network in sorted(args.collect.glob("*-*/rewards.png")) if args.collect else ():  # it comes last
+        take_over(network.parent, RESULTS / "ablation")
     found = measure()
-    mario_ddqn.write_json(RESULTS / "ablation" / "ablation.json", found)
+    write(RESULTS / "ablation" / "ablation.json", found)
     draw(found)
     print(table(found))
 

@@ -3,30 +3,26 @@
     python tests/benchmarks/double_or_not.py                   the figure (double.png) and the tables (double.json)
     python tests/benchmarks/double_or_not.py --collect RUNS    first takes finished runs over from there: RULE-SEED
 
-Each run is made by mario_ddqn.py with its default settings, one thread of PyTorch and 160,000 steps:
+Each run is made by mario_ddqn.py with its default settings, but 160,000 steps, one for every rule and seed:
 
-    python mario_ddqn.py                  --seed 0 --steps 160000 --eval-every 40000 --threads 1 --name single-0
-    python mario_ddqn.py --double         --seed 0 --steps 160000 --eval-every 40000 --threads 1 --name tutorial-0
-    python mario_ddqn.py --double hasselt --seed 0 --steps 160000 --eval-every 40000 --threads 1 --name hasselt-0
+    python mario_ddqn.py --double single --seed 0 --steps 160000 --out RUNS/single-0
 
-and so on for every seed. `--collect` copies its rows and settings and lets its last network play 50 greedy episodes
-after idle starts, which gives its clear rate and the overestimate: the mean Q of the actions it chose, less the mean
-discounted return that followed them, in points (van Hasselt, Guez and Silver 2016, figure 3).
+`--collect` copies its rows and settings and lets its network play 50 greedy games after idle starts, which gives its
+clear rate and the overestimate: the mean Q of the greedy actions it played, less the mean discounted return that
+followed them, in points (van Hasselt, Guez and Silver 2016, figure 3).
+(The runs that are there now were made with the program and the settings of commit 63b135f.)
 """
 import argparse
 import json
 import shutil
 import sys
+from itertools import accumulate
 from pathlib import Path
 from statistics import fmean, stdev
 
-from matplotlib.figure import Figure
-
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from readme import last_hundred  # noqa: E402
-
-import mario_ddqn  # noqa: E402
+sys.path[:0] = [str(ROOT)]
+import mario_ddqn as m  # noqa: E402
 
 DATA = ROOT / "results" / "double"
 NAMES = {"single": "single", "tutorial": "the tutorial's double", "hasselt": "van Hasselt's double"}
@@ -35,22 +31,57 @@ MARKS = (50_000, 100_000, 150_000)
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t
 
 
-def take_over(run, folder):
-    """The rows and settings of a run, to be kept in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+def play(network, games, seed=0):
+    """Greedy games after idle starts: how many were cleared, and two means over games, in points: Q of the greedy
+    actions, and the discounted return that followed them (what is learnt from: with the bonus for the flag)."""
+    _, q_values, settings = m.load_network(network)
+    env, cleared, found = m.make_env(settings.stage, settings.show_jump), 0, []
+    for number in m.tqdm(range(games), unit="game"):
+        episode, values, returns = m.Episode(m.np.random.default_rng([seed, number]), "noop"), [], [0.0]
+
+        def show(info, episode, q, values=values, returns=returns):
+            values.append(q.max() / settings.reward_scale)
+            returns.append(episode.total_reward)
+
+        end, _ = m.play_episode(env, q_values, episode, show)
+        cleared += end == "cleared"
+        returns[-1] += settings.flag_bonus * (end == "cleared")
+        last = len(values) - 100 * (end == "out of time")  # a game that was broken off has no whole returns at its end
+        pairs = discounted(values, m.np.diff(returns), settings.gamma)[len(episode.opening):last]
+        found += [m.np.mean(pairs, axis=0)] if pairs else []
+    return cleared, *m.np.mean(found, axis=0).tolist()
+
+
+def discounted(values, rewards, gamma):
+    """[(Q, discounted return from there on)] of each step."""
+    came = list(accumulate(reversed(rewards), lambda later, reward: reward + gamma * later))  # G_t = r_t + γ G_{t+1}
+    return list(zip(values, reversed(came), strict=True))
+
+
+def collect(runs, games):
+    for network in sorted(runs.glob("*-*/network.pt")):
+        if network.parent.name.split("-")[0] in NAMES:
+            folder = take_over(network.parent, DATA)
+            cleared, q, came = play(network, games)
+            write(folder / "evaluation-noop.json",
+                  {"episodes": games, "cleared": cleared, "q": q, "discounted_return": came})
+
+
+def take_over(run, data):
+    """Copies the rows and settings of a run into a folder of its name. Returns that."""
+    (folder := data / run.name).mkdir(parents=True, exist_ok=True)
     for name in ("episodes.csv", "settings.json"):
         shutil.copy(run / name, folder)
+    return folder
 
 
-def collect(runs, episodes):
-    for run in sorted(runs.glob("*-*")):
-        if run.name.split("-")[0] not in NAMES or not (run / "last.pt").exists():
-            continue
-        take_over(run, DATA / run.name)
-        out = DATA / run.name / "evaluation-noop.json"
-        if mario_ddqn.main(["--evaluate", str(run / "last.pt"), "--noise", "noop", "--episodes", str(episodes),
-                            "--out", str(out)]):
-            sys.exit(2)
+def write(path, content):
+    m.write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def last_hundred(rows, mark):
+    """The last 100 episodes that had ended after `mark` environment steps."""
+    return [row for row in rows if row["env_steps"] <= mark][-100:]
 
 
 def rolling(rows, window=100):
@@ -75,14 +106,13 @@ def measure():
     found = []
     for folder in sorted(DATA.glob("*-*")):
         rule, seed = folder.name.split("-")
-        rows = mario_ddqn.read_rows(folder / "episodes.csv")
-        exam = json.loads((folder / "evaluation-noop.json").read_text())
+        rows = m.read_rows(folder)
+        games = json.loads((folder / "evaluation-noop.json").read_text())
         first = next((row["env_steps"] for row in rows if row["cleared"]), None)
         found.append({"rule": rule, "seed": int(seed), "steps": rows[-1]["env_steps"], "first_clear": first,
-                      **at(rows, MARKS),
-                      "greedy_clears": exam["cleared"], "greedy_episodes": exam["episodes"], "q": exam["q"],
-                      "discounted_return": exam["discounted_return"],
-                      "overestimate": exam["q"] - exam["discounted_return"]})
+                      **at(rows, MARKS), "greedy_clears": games["cleared"], "greedy_episodes": games["episodes"],
+                      "q": games["q"], "discounted_return": games["discounted_return"],
+                      "overestimate": games["q"] - games["discounted_return"]})
     return found
 
 
@@ -98,61 +128,59 @@ COLUMNS = {"first_clear": "first clear, steps", **{f"return at {mark}": f"return
 
 def table(found):
     """Every run's figures, one column each with the seeds side by side; then the differences from single, paired."""
-    rules = [rule for rule in NAMES if any(run["rule"] == rule for run in found)]
-    by = {rule: sorted((run for run in found if run["rule"] == rule), key=lambda run: run["seed"]) for rule in rules}
-    lines = ["| | " + " | ".join(NAMES[rule] for rule in rules) + " |", "| --- " * (len(rules) + 1) + "|"]
+    by = {rule: {run["seed"]: run for run in found if run["rule"] == rule} for rule in NAMES}
+    lines = ["| | " + " | ".join(NAMES.values()) + " |", "| --- " * (len(NAMES) + 1) + "|"]
     for column, label in COLUMNS.items():
-        cells = [" · ".join("–" if (value := run[column]) is None else f"{value:,.0f}" for run in by[rule])
-                 for rule in rules]
+        cells = [" · ".join("–" if (value := run[column]) is None else f"{value:,.0f}" for run in by[rule].values())
+                 for rule in NAMES]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     lines += ["", "Less single, seed by seed: mean difference ± half the 95 % interval.", "",
-              "| | " + " | ".join(NAMES[rule] for rule in rules[1:]) + " |", "| --- " * len(rules) + "|"]
+              "| | " + " | ".join([*NAMES.values()][1:]) + " |", "| --- " * len(NAMES) + "|"]
     for column, label in COLUMNS.items():
         cells = []
-        for rule in rules[1:]:
-            pairs = [(run[column], other[column]) for run in by[rule] for other in by["single"]
-                     if run["seed"] == other["seed"] and None not in (run[column], other[column])]
-            cells.append("{:+,.0f} ± {:,.0f}".format(*band([a - b for a, b in pairs])) if len(pairs) > 1 else "–")
+        for rule in [*NAMES][1:]:
+            gaps = [run[column] - by["single"][seed][column] for seed, run in by[rule].items()
+                    if seed in by["single"] and None not in (run[column], by["single"][seed][column])]
+            cells.append("{:+,.0f} ± {:,.0f}".format(*band(gaps)) if len(gaps) > 1 else "–")
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def draw(found):
-    figure = Figure(figsize=(13, 4.4), layout="constrained")
-    returns, clears, promise = figure.subplots(1, 3)
-    for rule, colour in COLOURS.items():
-        for k, run in enumerate(run for run in found if run["rule"] == rule):
-            rows = mario_ddqn.read_rows(DATA / f"{rule}-{run['seed']}" / "episodes.csv")
-            steps, mean_return, share = zip(*rolling(rows), strict=True)
-            label = NAMES[rule] if k == 0 else None
-            returns.plot(steps, mean_return, color=colour, linewidth=1.4, label=label)
-            clears.plot(steps, [100 * value for value in share], color=colour, linewidth=1.4)
-            promise.plot(run["discounted_return"], run["q"], "o", color=colour, markersize=9, label=label)
-            promise.annotate(f" {run['seed']}", (run["discounted_return"], run["q"]), fontsize=9)
+    figure = m.Figure(figsize=(13, 4.4), layout="constrained")
+    returns, clears, values = figure.subplots(1, 3)
+    for k, run in enumerate(found):
+        label = NAMES[run["rule"]] if run["rule"] != found[k - 1]["rule"] else None
+        style = {"color": COLOURS[run["rule"]], "label": label}
+        steps, mean_return, share = zip(*rolling(m.read_rows(DATA / f"{run['rule']}-{run['seed']}")), strict=True)
+        returns.plot(steps, mean_return, linewidth=1.4, **style)
+        clears.plot(steps, [100 * value for value in share], linewidth=1.4, **style)
+        values.plot(run["discounted_return"], run["q"], "o", markersize=9, **style)
+        values.annotate(f" {run['seed']}", (run["discounted_return"], run["q"]), fontsize=9)
     returns.set(xlabel="environment steps", ylabel="mean return of the last 100 episodes")
     returns.legend(title="one line per seed", fontsize=9)
     clears.set(xlabel="environment steps", ylabel="cleared of the last 100 episodes")
     low, high = (pick(run[name] for run in found for name in ("q", "discounted_return")) for pick in (min, max))
-    promise.plot([low, high], [low, high], color="grey", linestyle="--", linewidth=1, label="no overestimate")
-    promise.set(xlabel="discounted return that came (points)", ylabel="Q of the chosen actions (points)")
-    promise.legend(title="number: seed", fontsize=9)
+    values.plot([low, high], [low, high], color="grey", linestyle="--", linewidth=1, label="no overestimate")
+    values.set(xlabel="discounted return that came (points)", ylabel="Q of the chosen actions (points)")
+    values.legend(title="number: seed", fontsize=9)
     for axes in (returns, clears):
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.locator_params(axis="x", nbins=5)
-    for axes in (returns, clears, promise):
+    for axes in (returns, clears, values):
         axes.grid(alpha=0.3)
-    mario_ddqn.write_atomically(DATA / "double.png", lambda file: figure.savefig(file, format="png", dpi=110))
+    figure.savefig(DATA / "double.png", dpi=110)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--collect", type=Path, metavar="RUNS", help="take the runs in this folder over first")
-    parser.add_argument("--episodes", type=int, default=50, help="greedy episodes of each run (default: 50)")
+    parser.add_argument("--games", type=int, default=50, help="greedy games of each run (default: 50)")
     args = parser.parse_args()
     if args.collect:
-        collect(args.collect, args.episodes)
+        collect(args.collect, args.games)
     found = measure()
-    mario_ddqn.write_json(DATA / "double.json", found)
+    write(DATA / "double.json", found)
     draw(found)
     print(table(found))
 

@@ -1,19 +1,17 @@
 """Kills short real trainings at random moments, resumes them, and compares them with the run that nobody touched.
 
-    python tests/benchmarks/kill_resume.py [--kills 50] [--seed 0] [--workers 2] [--out results/kill_resume.json]
+    python tests/benchmarks/kill_resume.py [--kills 50] [--cost RUN] [--out results/kill_resume.json]
 
 Each trial starts the same training (real game, two emulators, a checkpoint about four times a second), kills it with
 SIGKILL after a random time, looks at the checkpoint, resumes and kills it a second time, and then resumes it to the
 end. Asked for in every trial: the checkpoint can be read; no episode that had ended before it is lost; no row comes
 twice; episodes.csv (without the time column) and the final weights are bit for bit those of the unbroken run.
-It also measures what a checkpoint costs: --cost RUN times the writing of that run's last.pt.
+--cost RUN also measures how long it takes to write that run's checkpoint.
 """
 import argparse
 import csv
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,19 +19,19 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import mario_ddqn  # noqa: E402
-
-torch = mario_ddqn.torch
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT)]
+import mario_ddqn as m  # noqa: E402
 
 FLAGS = ["--double", "hasselt", "--envs", "2", "--steps", "700", "--learn-start", "40", "--memory", "1000", "--batch",
-         "8", "--copy", "7", "--eps-decay", "0.99", "--eval-every", "300", "--eval-episodes", "2", "--threads", "1",
-         "--checkpoint-minutes", "0.004"]
+         "8", "--copy-every", "7", "--eps-decay", "0.99", "--patience", "60"]
+PROGRAM = f"import sys; sys.path[:0] = [{str(ROOT)!r}]; import mario_ddqn as m; m.CHECKPOINT_SECONDS = 0.25; " \
+          "sys.exit(m.main(sys.argv[1:]))"
 
 
-def train(folder, *flags):
-    return subprocess.Popen([sys.executable, mario_ddqn.__file__, *flags], cwd=folder, stdout=subprocess.DEVNULL,
-                            stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+def start(*flags):
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, *map(str, flags)], stdout=subprocess.DEVNULL,
+                            stderr=subprocess.PIPE)
 
 
 def rows_of(run):
@@ -41,59 +39,57 @@ def rows_of(run):
         return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
 
 
-def trial(number, seed, folder, whole, seconds):
+def wait_for_checkpoint(run, process):
+    while not (run / "last.pt").exists() and process.poll() is None:
+        time.sleep(0.01)
+
+
+def trial(number, seed, whole, seconds):
     """One run, killed twice. Returns what was seen."""
-    rng, run = random.Random(f"{seed} {number}"), folder / f"trial-{number}" / "run"
-    run.parent.mkdir()
+    rng, run = random.Random(f"{seed} {number}"), whole.with_name(f"trial-{number}")
     seen = {"trial": number, "killed_at": [], "unreadable": 0, "lost": 0, "partial_left": 0}
-    flags = [*FLAGS, "--runs", ".", "--name", "run"]
+    flags = [*FLAGS, "--out", run]
     for _ in range(2):
-        process = train(run.parent, *flags)
-        while not (run / "last.pt").exists() and process.poll() is None:  # before that there is nothing to resume
-            time.sleep(0.01)
+        process = start(*flags)
+        wait_for_checkpoint(run, process)
         time.sleep(rng.uniform(0, seconds))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.communicate()
         seen["partial_left"] += (run / "partial-last.pt").exists()  # killed while a checkpoint was written
         try:
-            checkpoint, _ = mario_ddqn.load_file(run / "last.pt")
-        except mario_ddqn.UserError:
+            checkpoint = m.load_tensors(run / "last.pt")
+        except m.UserError:
             seen["unreadable"] += 1
             return seen
-        finished = [{k: str(v) for k, v in row.items() if k != "seconds"} for row in json.loads(checkpoint["rows"])]
-        seen["killed_at"].append(checkpoint["count"]["steps"])
-        seen["lost"] += rows_of(run)[:len(finished)] != finished
-        flags = ["--resume", "run"]
-    process = train(run.parent, *flags)
+        seen["killed_at"].append(checkpoint["steps"])
+        seen["lost"] += rows_of(run)[:checkpoint["rows"]] != rows_of(whole)[:checkpoint["rows"]]
+        flags = ["--resume", run]
+    process = start(*flags)
     error = process.communicate()[1].decode()
     seen["exit_code"] = process.returncode
-    if process.returncode:
+    if process.returncode and checkpoint["steps"] < 700:  # a finished run is not resumed
         return {**seen, "error": error[-300:]}
-    rows, expected = rows_of(run), rows_of(whole)
+    rows = rows_of(run)
     seen["duplicated"] = len(rows) - len({row["episode"] for row in rows})
-    seen["same_rows"] = rows == expected
-    ends = [mario_ddqn.load_file(path / "last.pt")[0] for path in (run, whole)]
-    seen["same_weights"] = all(torch.equal(ends[0][net][name], ends[1][net][name])
+    seen["same_rows"] = rows == rows_of(whole)
+    ends = [m.load_tensors(folder / "last.pt") for folder in (run, whole)]
+    seen["same_weights"] = all(m.torch.equal(ends[0][net][name], ends[1][net][name])
                                for net in ("local_net", "target_net") for name in ends[0][net])
     return seen
 
 
 def cost(run):
     """Seconds to write this run's checkpoint again, and its size beside that of the frames it holds."""
-    checkpoint, settings = mario_ddqn.load_file(run / "last.pt")
-    settings = argparse.Namespace(**settings)
-    agent = mario_ddqn.make_agent(settings)
-    agent.load_state_dict(checkpoint)
+    agent = m.DQNAgent(m.load_network(run)[2])
+    agent.load_state_dict(m.load_tensors(run / "last.pt"))
     with tempfile.TemporaryDirectory(dir=run) as folder:
         started = time.perf_counter()
-        content = {**checkpoint, **agent.state_dict()}
-        mario_ddqn.write_atomically(Path(folder) / "last.pt", lambda file: torch.save(content, file))
-        seconds = time.perf_counter() - started
-        size = (Path(folder) / "last.pt").stat().st_size
-    return {"seconds": round(seconds, 2), "megabytes": round(size / 1e6, 1), "frames": len(agent.memory),
-            "megabytes_of_frames": round(len(agent.memory) * 84 * 84 / 1e6, 1),
-            "interval_minutes": settings.checkpoint_minutes,
-            "share_of_the_time": round(seconds / (60 * settings.checkpoint_minutes), 5)}
+        m.save(Path(folder), agent, [], [], 0)
+        seconds, size = time.perf_counter() - started, (Path(folder) / "last.pt").stat().st_size
+    frames = int(agent.memory.written.clip(max=agent.memory.size).sum())
+    return {"seconds": round(seconds, 2), "megabytes": round(size / 1e6, 1), "frames": frames,
+            "megabytes_of_frames": round(frames * 84 * 84 / 1e6, 1), "interval_minutes": m.CHECKPOINT_SECONDS / 60,
+            "share_of_the_time": round(seconds / m.CHECKPOINT_SECONDS, 5)}
 
 
 def main():
@@ -101,37 +97,30 @@ def main():
     parser.add_argument("--kills", type=int, default=50, help="SIGKILLs in all, two a trial (default: 50)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="trials at a time (default: 2)")
-    parser.add_argument("--cost", type=Path, metavar="RUN", help="also time the checkpoint of this (finished) run")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "results" / "kill_resume.json")
+    parser.add_argument("--cost", type=Path, metavar="RUN", help="also time the checkpoint of this run")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "kill_resume.json")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        started = time.perf_counter()
-        process = train(folder, *FLAGS, "--runs", ".", "--name", "whole")
-        while not (folder / "whole" / "last.pt").exists() and process.poll() is None:
-            time.sleep(0.01)
+        whole = Path(folder) / "whole"
+        process = start(*FLAGS, "--out", whole)
+        wait_for_checkpoint(whole, process)
         playing = time.perf_counter()
         process.communicate()
         seconds = 0.9 * (time.perf_counter() - playing)
-        print(f"the unbroken run: {len(rows_of(folder / 'whole'))} episodes in {time.perf_counter() - started:.0f} s; "
-              f"kills fall within the first {seconds:.0f} s of play", flush=True)
+        print(f"the unbroken run: {len(rows_of(whole))} episodes; kills within {seconds:.0f} s of play", flush=True)
         with ThreadPoolExecutor(args.workers) as pool:
-            trials = list(pool.map(lambda number: trial(number, args.seed, folder, folder / "whole", seconds),
-                                   range(args.kills // 2)))
+            trials = list(pool.map(lambda number: trial(number, args.seed, whole, seconds), range(args.kills // 2)))
     summary = {"kills": sum(len(seen["killed_at"]) + seen["unreadable"] for seen in trials),
                "killed_while_writing_a_checkpoint": sum(seen["partial_left"] for seen in trials),
                "unreadable_checkpoints": sum(seen["unreadable"] for seen in trials),
                "lost_episodes": sum(seen["lost"] for seen in trials),
-               "duplicated_rows": sum(seen.get("duplicated", 0) for seen in trials),
-               "trials": len(trials),
+               "duplicated_rows": sum(seen.get("duplicated", 0) for seen in trials), "trials": len(trials),
                "identical_to_the_unbroken_run": sum(bool(seen.get("same_rows") and seen.get("same_weights"))
                                                     for seen in trials)}
-    print(json.dumps(summary, indent=1))
-    summary["seed"], summary["each"] = args.seed, trials
     if args.cost:
         summary["cost"] = cost(args.cost)
-        print(json.dumps(summary["cost"], indent=1))
-    mario_ddqn.write_json(args.out, summary)
+    print(json.dumps(summary, indent=1))
+    m.write_atomically(args.out, (json.dumps({**summary, "each": trials}, indent=1) + "\n").encode())
     sys.exit(0 if summary["identical_to_the_unbroken_run"] == len(trials) else 1)
 
 

@@ -1,0 +1,52 @@
+"""Both programs stay short. `pytest -s tests/test_budgets.py` prints the numbers."""
+import ast
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]
+import mario_ddqn as m  # noqa: E402
+
+TEXT = (ROOT / "mario_ddqn.py").read_text(encoding="utf-8")
+SECTIONS = ["Settings", "Environment", "Network", "Agent", "Training loop", "Evaluation and pictures", "Command line"]
+
+
+def lines_of(*paths):
+    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
+
+
+def check(**budgets):
+    """Each budget is what there is and what there may be."""
+    for name, (found, most) in budgets.items():
+        print(f"{name.replace('_', ' '):32} {found:6} of {most}")
+    assert [name for name, (found, most) in budgets.items() if found > most] == []
+
+
+def test_the_program_keeps_its_budget():
+    functions = [node for node in ast.walk(ast.parse(TEXT)) if isinstance(node, ast.FunctionDef)]
+    settings = len(dataclasses.fields(m.Settings))
+    # The aim is 850 lines and 50 KB. These numbers may only fall.
+    check(lines=(len(TEXT.splitlines()), 1040), bytes=(len(TEXT.encode()), 57_000),
+          longest_function=(max(node.end_lineno - node.lineno + 1 for node in functions), 75),
+          lines_over_110_characters=(sum(len(line) > 110 for line in TEXT.splitlines()), 60), settings=(settings, 28),
+          other_flags=(len(m.build_parser()._actions) - 1 - settings, 8))  # -1: --help
+
+
+def test_its_sections_come_in_their_order():
+    assert re.findall(r"^# ===== \d\. ([^.]*)\.", TEXT, re.M) == SECTIONS
+
+
+def test_the_grid_the_tests_and_the_tools_keep_theirs():
+    tests = ROOT / "tests"
+    tools = [path for path in tests.glob("*.py") if not path.name.startswith("test_") and path.name != "conftest.py"]
+    check(grid=(lines_of(ROOT / "grid_qlearning.py"), 330), tests=(lines_of(*tests.glob("test_*.py")), 2010),
+          tools=(lines_of(*tools), 300))
+
+
+def test_no_cell_of_a_notebook_is_long():
+    cells = [(len("".join(cell["source"]).splitlines()), path.name) for path in (ROOT / "notebooks").glob("*.ipynb")
+             for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    check(longest_cell=(max(cells)[0], 40))

@@ -1,0 +1,169 @@
+"""Section 6 of mario_ddqn.py: greedy games and the rate of clears, clips, the window, reward curves."""
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, Toy, checkpoint, m
+from PIL import Image
+
+RIGHT = 1  # in the real game: into the first Goomba
+
+
+def always(action):
+    return lambda states: np.eye(5, dtype=np.float32)[[action] * len(states)]
+
+
+def by_brightness(states):
+    """Q-values that depend on the newest frame, so that one action of the noise's changes all that follows."""
+    return np.eye(5, dtype=np.float32)[(states[:, -1, 40, 40] * 255).round().astype(int) % 5]
+
+
+def games(q_values, episodes, noise="none", seed=0):
+    return [(end, x, episode.total_reward, episode.furthest_x, tuple(episode.actions))
+            for end, x, episode in m.play(q_values, m.Settings(), episodes, noise, seed)]
+
+
+@pytest.fixture(scope="session")
+def walker(tiny, tmp_path_factory):
+    """A network file that always walks to the right."""
+    content = checkpoint(tiny, "network.pt")
+    content["local_net"] = {name: weight * 0 for name, weight in content["local_net"].items()}
+    content["local_net"]["fc.2.bias"][RIGHT] = 1
+    torch.save(content, path := tmp_path_factory.mktemp("walker") / "walker.pt")
+    return path
+
+
+def test_a_game_ends_cleared_or_dead_or_out_of_time(toy, monkeypatch):
+    monkeypatch.setattr(m, "MAX_STEPS", 12)
+    assert games(always(4), 1) == [("cleared", 103, 63.0, 103, (4,) * 7)]
+    assert games(always(2), 1) == [("died", 64, 24.0, 64, (2,) * 12)]
+    toy.death_at = 13
+    assert games(always(1), 1) == [("out of time", 52, 12.0, 52, (1,) * 12)]
+    toy.cut = 5
+    assert games(always(1), 1) == [("out of time", 45, 5.0, 45, (1,) * 5)]
+
+
+@pytest.mark.parametrize("noise", ["noop", "epsilon", "sticky"])
+def test_games_depend_on_the_seed_and_not_on_the_number_of_threads(noise, toy, monkeypatch):
+    def twenty(seed, cores):
+        monkeypatch.setattr(os, "cpu_count", lambda: cores)
+        return games(by_brightness, 20, noise, seed)
+    toy.death_at = 40
+    many = twenty(7, 5)
+    assert many == twenty(7, 1) == twenty(7, None) != twenty(8, 5) and len(set(many)) > 3
+    assert many[:9] == games(by_brightness, 9, noise, 7), "a game's noise depends on its number alone"
+
+
+def test_wilsons_interval():
+    for successes, n, low, high in ((90, 100, 0.8256, 0.9448), (0, 10, 0, 0.2775), (10, 10, 0.7225, 1),
+                                    (5, 10, 0.2366, 0.7634), (1, 20, 0.0089, 0.2361)):
+        assert m.wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_the_network_that_comes_with_the_program_clears_the_level():
+    """On the real game, without noise. Another processor may round its Q-values in another way; so far all cleared."""
+    path, q_values, settings = m.load_network(m.TRAINED)
+    assert path.stat().st_size < 4e6
+    ((end, x, episode),) = m.play(q_values, settings, 1, "none", 0)
+    assert (end, episode.cleared) == ("cleared", True) and x > 3000 and len(episode.actions) < 500
+
+
+def test_a_network_is_read_as_it_was_saved(tiny):
+    net, states = m.DQNSolver((4, 84, 84), 5), np.random.default_rng(0).random((3, 4, 84, 84), np.float32)
+    net.load_state_dict(checkpoint(tiny)["local_net"])
+    path, q_values, settings = m.load_network(tiny)
+    assert path == tiny / "network.pt" and asdict(settings) == json.loads((tiny / "settings.json").read_text())
+    np.testing.assert_allclose(q_values(states), net(torch.from_numpy(states)).detach(), rtol=0.02, atol=1e-3)
+
+
+def test_the_rate_of_clears_its_interval_and_where_games_were_lost(walker, tmp_path, monkeypatch, capsys):
+    def play(q_values, settings, episodes, noise, seed):
+        assert (episodes, noise, seed, settings.stage) == (100, "epsilon", 3, "1-1")
+        return [(("out of time", "died", "cleared")[(k > 2) + (k > 9)], 3050 + k, SimpleNamespace(
+            total_reward=10.0 * k, furthest_x=3050 + k)) for k in range(100)]
+    monkeypatch.setattr(m, "play", play)
+    out = tmp_path / "new" / "x.json"  # its folder is made
+    assert m.main(["--evaluate", str(walker), "--noise", "epsilon", "--seed", "3", "--out", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert result.pop("wilson_95") == pytest.approx([0.8256, 0.9448], abs=5e-5)
+    lost = [["died", 3050 + k] for k in range(3, 10)] + [["out of time", 3050 + k] for k in range(3)]
+    assert result == {"network": "walker.pt", "noise": "epsilon", "seed": 3, "episodes": 100, "cleared": 90,
+                      "mean_return": 495.0, "mean_furthest_x": 3099.5, "lost": lost}
+    printed = capsys.readouterr().out
+    assert all(words in printed for words in ("90 of 100", "83% to 94%", "7 × died at x = 3050 to 3099"))
+
+
+def test_an_evaluation_goes_into_the_runs_folder_or_into_runs_and_shows_a_bar(tiny, toy, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    toy.clear_at = 0
+    assert m.main(["--evaluate", shutil.copytree(tiny, "run"), "--noise", "sticky", "--episodes", "3"]) == 0
+    assert "3/3" in (bar := capsys.readouterr().err.splitlines()[-1]) and "cleared=3" in bar
+    assert m.main(["--evaluate"]) == 0
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.json")} == {
+        "run/settings.json", "run/evaluation-sticky.json", "runs/evaluation-mario_1-1-none.json"}
+    assert json.loads((tmp_path / "runs/evaluation-mario_1-1-none.json").read_text())["episodes"] == 1
+    assert "not a rate" in capsys.readouterr().out, "without noise all games are the same"
+
+
+def test_the_settings_decide_which_game_is_trained_evaluated_and_watched(tmp_path, monkeypatch):
+    asked, run = set(), tmp_path / "run"
+    monkeypatch.setattr(m, "make_env", lambda *args: asked.add(args) or Toy())
+    assert m.main([*TINY, "--steps", "4", "--stage", "1-2", "--no-show-jump", "--out", str(run)]) == 0
+    assert m.main(["--evaluate", str(run)]) == m.main(["--watch", str(run), "--out", str(run / "x.gif")]) == 0
+    assert asked == {("1-2", False)}
+
+
+def test_a_clip_shows_the_game(walker, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(m, "MAX_STEPS", 12)
+    assert m.main(["--watch", str(walker), "--out", str(clip := tmp_path / "clip.gif")]) == 0
+    assert "out of time at x = " in (out := capsys.readouterr().out) and "12 steps" in out and str(clip) in out
+    env = m.make_env()
+    env.reset()
+    with Image.open(clip) as film:
+        assert (film.format, film.size) == ("GIF", (256, 264))
+        for step in range(12):
+            film.seek(step)
+            game, shown = env.step(RIGHT)[-1]["picture"][:, :, 2::-1], np.array(film.convert("RGB"))
+            assert np.abs(shown[:240].astype(int) - game).mean() < 12, "red is red, if only one of 64 colours"
+            assert shown[240:].max() > 200, "the line of text below"
+    env.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.gif"]
+
+
+@pytest.mark.parametrize("key, visible", [("q", 1.0), ("\x1b", 1.0), ("x", 0.0)])
+def test_the_window_shows_the_game_until_it_is_closed(key, visible, walker, toy, monkeypatch, capsys):
+    shown = []
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(cv2, "namedWindow", lambda *_: None)
+    monkeypatch.setattr(cv2, "imshow", lambda title, picture: shown.append(picture))
+    monkeypatch.setattr(cv2, "waitKey", lambda _: ord(key) if len(shown) == 3 else -1)
+    monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: visible if len(shown) == 3 else 1.0)
+    assert m.main(["--watch", str(walker)]) == 0 and capsys.readouterr().err == ""
+    assert [picture[0, 0].tolist() for picture in shown] == [[x, x, x] for x in (41, 42, 43)]
+    assert shown[0].shape == (528, 512, 3)
+
+
+@pytest.mark.parametrize("ending, x", [("png", "episodes"), ("svg", "steps"), ("pdf", "episodes")])
+def test_two_runs_are_plotted(ending, x, tiny, tmp_path):
+    other, out = shutil.copytree(tiny, tmp_path / "other"), tmp_path / "new" / f"both.{ending}"
+    assert m.main(["--plot", str(tiny), str(other), "--out", str(out), "--x", x]) == 0
+    assert out.read_bytes()[:5] == {"png": b"\x89PNG\r", "svg": b"<?xml", "pdf": b"%PDF-"}[ending]
+    assert ending != "svg" or "environment steps" in out.read_text()
+
+
+def test_the_curves_are_those_of_the_table(tmp_path, monkeypatch):
+    lines = []
+    m.write_rows(tmp_path, [{**dict.fromkeys(m.COLUMNS, 0), "env_steps": steps, "return": points, "cleared": cleared}
+                            for steps, points, cleared in ((30, 10, 0), (50, 40, 1), (90, 70, 0))])
+    monkeypatch.setattr(m.Figure, "savefig", lambda figure, *_, **__: lines.extend(figure.axes[0].lines))
+    m.plot_rewards([tmp_path], tmp_path / "x.png", "steps", window=2)
+    drawn = [np.array(line.get_data()).tolist() for line in lines]
+    assert drawn == [[[30, 50, 90], [10, 40, 70]], [[30, 50, 90], [10, 25, 55]], [[50], [40]]]  # raw, mean, clears
+    assert "1 clear" in lines[1].get_label() and tmp_path.name in lines[1].get_label()

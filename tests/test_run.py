@@ -1,0 +1,303 @@
+"""Section 5 of mario_ddqn.py, the training loop. After every kind of interruption the same run goes on. Every kind of
+fault ends in one clear line, and the last checkpoint is intact. Faults are real ones where a test can make them."""
+
+import errno
+import io
+import json
+import math
+import os
+import re
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from conftest import REAL, TINY, assert_same_run, checkpoint, csv_of, m
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).with_name("benchmarks")))
+from fuzz import small_network  # noqa: E402
+
+ALONE = ["--envs", "1", "--train-noise", "none", "--learn-start", "490", "--reward-scale", "1",
+         "--practice", "0"]  # one game, no learning
+
+
+def before_act(patch, hook, act=m.DQNAgent.act):
+    """`hook(agent)` runs whenever the agent is to choose its actions."""
+    patch.setattr(m.DQNAgent, "act", lambda self, states: (hook(self), act(self, states))[1])
+
+
+def call(*argv, at=0, stop=0):
+    """Runs the program; at step `at` it gets the signal `stop`, if any."""
+    with pytest.MonkeyPatch.context() as patch:
+        if stop:
+            before_act(patch, lambda agent: signal.raise_signal(stop) if agent.steps >= at else None)
+        assert m.main([*map(str, argv)]) == (128 + stop if stop else 0)
+
+
+def train(folder, *flags, **stop):
+    return call(*TINY, *flags, "--out", folder, **stop) or folder
+
+
+@pytest.fixture
+def small(toy, monkeypatch):
+    """The toy game, a network of 25 weights and no plot: for the loop and its files, not for what is learnt."""
+    monkeypatch.setattr(m, "DQNSolver", small_network)
+    monkeypatch.setattr(m, "plot_rewards", lambda *_: None)
+    return toy
+
+
+@pytest.fixture
+def folder(small, tmp_path):
+    return train(tmp_path / "run", "--steps", "60", "--double")
+
+
+def ends_in_one_line(capsys, argv, *words, code=2):
+    capsys.readouterr()
+    assert m.main([str(word) for word in argv]) == code
+    err = capsys.readouterr().err
+    last = err.splitlines()[-1]  # the bar of a training that had begun stands before it
+    assert last.startswith("mario_ddqn.py: ") and not [word for word in words if word not in last], err
+
+
+def kept(folder):
+    return {name: (folder / name).read_bytes() for name in ("last.pt", "network.pt", "settings.json")}
+
+
+def test_a_real_run_interrupted_in_mid_episode_equals_the_whole_one(tiny, tmp_path):
+    call(*REAL, "--out", tmp_path / "run", at=130, stop=signal.SIGINT)
+    assert all(0 < len(game["actions"]) for game in checkpoint(tmp_path / "run")["games"][:2])
+    call("--resume", tmp_path / "run")
+    assert_same_run(tiny, tmp_path / "run")
+
+
+@pytest.mark.parametrize("rule, noise", [("single", "noop"), ("tutorial", "epsilon"), ("hasselt", "sticky")])
+def test_a_run_interrupted_twice_equals_the_whole_one(rule, noise, small, tmp_path):
+    """Three games whose rings of frames are full at the second stop."""
+    flags, small.death_at = ["--double", rule, "--train-noise", noise, "--envs", "3", "--steps", "2100"], 60
+    train(tmp_path / "whole", *flags)
+    train(tmp_path / "parts", *flags, at=51, stop=signal.SIGINT)
+    call("--resume", tmp_path / "parts", at=2001, stop=signal.SIGTERM)
+    call("--resume", tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert checkpoint(tmp_path / "parts")["memory"]["written"].min() > 334
+
+
+@pytest.mark.parametrize("last_checkpoint", [0, 60])
+def test_after_a_crash_the_rows_later_than_the_checkpoint_happen_again(last_checkpoint, small, tmp_path, monkeypatch):
+    def crash_at_120(agent):
+        m.CHECKPOINT_SECONDS = -1 if agent.steps < last_checkpoint else 10**9
+        if agent.steps >= 120:
+            sys.exit(9)
+    train(tmp_path / "whole", "--steps", "300", "--double")
+    with monkeypatch.context() as patch:
+        patch.setattr(m, "CHECKPOINT_SECONDS", 10**9)
+        before_act(patch, crash_at_120)
+        with pytest.raises(SystemExit):
+            train(tmp_path / "run", "--steps", "300", "--double")
+    saved = checkpoint(tmp_path / "run")
+    assert saved["steps"] == last_checkpoint and len(csv_of(tmp_path / "run")) > saved["rows"]
+    call("--resume", tmp_path / "run")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_busy_machine_changes_no_number(small, tmp_path, monkeypatch):
+    """Eight games, each of whose steps takes a random time."""
+    flags, step, rng = ["--envs", "8", "--steps", "400", "--learn-start", "20"], small.step, np.random.default_rng(0)
+    train(tmp_path / "quiet", *flags)
+    train(tmp_path / "other", *flags, "--seed", "1")
+    monkeypatch.setattr(small, "step", lambda *args: (time.sleep(rng.random() / 500), step(*args))[1])
+    train(tmp_path / "busy", *flags)
+    assert_same_run(tmp_path / "quiet", tmp_path / "busy")
+    assert csv_of(tmp_path / "quiet") != csv_of(tmp_path / "other"), "another seed, another run"
+
+
+def test_bfloat16_is_used_where_the_processor_has_it_and_can_be_resumed(small, tmp_path, monkeypatch):
+    for processor, has in (({}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=processor: found)
+        assert m.choose_device(m.Settings(device="cpu")) == ("cpu", has)
+        assert m.choose_device(m.Settings(device="cpu", bfloat16=False)) == ("cpu", False)
+    flags = ["--bfloat16", "--steps", "80", "--learn-start", "20"]
+    train(tmp_path / "whole", *flags)
+    train(tmp_path / "run", *flags, at=50, stop=signal.SIGINT)
+    call("--resume", tmp_path / "run")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    train(tmp_path / "float32", *flags, "--no-bfloat16")
+    rounded, exact = (checkpoint(tmp_path / name)["local_net"]["2.weight"] for name in ("run", "float32"))
+    assert rounded.dtype == torch.float32 and 0 < (exact - rounded).abs().max() < 0.01
+
+
+def test_a_run_leaves_readable_files(tiny):
+    settings, rows = json.loads((tiny / "settings.json").read_text()), m.read_rows(tiny)
+    assert settings == json.loads(checkpoint(tiny, "network.pt")["settings"]) == asdict(m.Settings(**settings))
+    assert [row["episode"] for row in rows] == [*range(1, len(rows) + 1)] and all(row["loss"] > 0 for row in rows[1:])
+    exact, half = checkpoint(tiny)["local_net"], checkpoint(tiny, "network.pt")["local_net"]
+    assert exact.keys() == half.keys() and all(torch.equal(exact[name].half(), half[name]) for name in exact)
+    with Image.open(tiny / "rewards.png") as picture:
+        assert picture.format == "PNG" and min(picture.size) > 300
+    assert sorted(os.listdir(tiny)) == "episodes.csv last.pt lock network.pt rewards.png settings.json".split()
+
+
+@pytest.mark.parametrize("every, envs", [(4, 2), (1, 2), (3, 4)])
+def test_the_agent_learns_once_every_train_every_steps(every, envs, small, tmp_path, monkeypatch):
+    """And a row of the table has the mean loss and Q of the updates since the row before."""
+    updates, before = [], 0  # updates: at how many steps
+    monkeypatch.setattr(m.DQNAgent, "experience_replay", lambda self: updates.append(self.steps) or self.learnt.append(
+        (float(len(updates)), -float(len(updates)))))
+    rows = m.run(m.Settings(train_every=every, envs=envs, steps=121, device="cpu"), tmp_path / "run")
+    assert len(updates) == (121 + envs - 1) // envs * envs // every
+    for row in rows:
+        now = sum(steps < row["env_steps"] for steps in updates)
+        assert now == before or row["loss"] == -row["mean_q"] == np.mean(range(before + 1, now + 1))
+        before = now
+    assert len(checkpoint(tmp_path / "run")["learnt"]) == len(updates) - before
+
+
+@pytest.mark.parametrize("noise", ["sticky", "epsilon"])
+def test_what_was_played_is_remembered_and_stands_in_the_table(noise, small, tmp_path, monkeypatch):
+    """Both games are played again from the remembered actions. The bonus for the flag is in no return of the table."""
+    chosen, games, rows, slips, act, remember = [], ([], []), [], 0, m.DQNAgent.act, m.DQNAgent.remember
+
+    def remembered(self, state, action, reward, next_state, terminal, truncated, env):
+        games[env].append((action, state[-1, 0, 0], reward, next_state[-1, 0, 0], terminal))
+        remember(self, state, action, reward, next_state, terminal, truncated, env)
+    monkeypatch.setattr(m.DQNAgent, "act", lambda self, states: chosen.append(got := act(self, states)) or got)
+    monkeypatch.setattr(m.DQNAgent, "remember", remembered)
+    small.clear_at = 70
+    run = train(tmp_path / "run", *ALONE, "--envs", "2", "--train-noise", noise, "--steps", "0", "--episodes", "20")
+    for env, steps in enumerate(games):
+        game, over = small(), True
+        for action, *transition in steps:
+            if over:
+                state, points, length = game.reset()[0], 0, 0
+            last = state
+            state, reward, over, _, info = game.step(action)
+            bonus, points, length = 50 * info["flag_get"], points + reward, length + 1
+            assert transition == [last[-1, 0, 0], reward + bonus, state[-1, 0, 0], over]
+            rows += [(points, length, info["x_pos"], info["flag_get"])] * over
+        slips += sum(step[0] != actions[env] for step, actions in zip(steps, chosen, strict=True))
+    table = [tuple(row[name] for name in ("return", "length", "furthest_x", "cleared")) for row in m.read_rows(run)]
+    assert sorted(table) == sorted(rows) and 20 <= len(rows) <= 21 and {0, 1} == {row[3] for row in rows} and slips > 3
+
+
+def test_openings_are_not_learnt_from_and_practice_begins_within_the_furthest_game(small, tmp_path, monkeypatch):
+    games, learnt_from, make, remember = [], [], m.next_episode, m.DQNAgent.remember
+
+    def next_episode(agent, furthest):
+        games.append((make(agent, furthest), furthest))
+        return games[-1][0]
+    monkeypatch.setattr(m, "next_episode", next_episode)
+    monkeypatch.setattr(m.DQNAgent, "remember", lambda *args, **env: learnt_from.append(1) or remember(*args, **env))
+    small.death_at = 60
+    rows = m.run(m.Settings(practice=0.5, steps=3000, envs=2, device="cpu"), tmp_path / "run")
+    practice = [(game, furthest) for game, furthest in games if game.practice]
+    assert 0.3 < len(practice) / len(games) < 0.7
+    assert abs(len(games) - len(practice) - len(rows)) <= 2
+    for game, furthest in practice:
+        assert game.opening == furthest.actions[:len(game.opening)] and len(game.opening) < len(furthest.actions)
+    for game, _ in games:
+        assert game.actions[:len(game.opening)] == game.opening[:len(game.actions)]
+    furthest = [furthest.furthest_x for _, furthest in games]
+    assert furthest == sorted(furthest) and furthest[-1] >= max(row["furthest_x"] for row in rows)
+    assert 3000 - sum(len(game.opening) for game, _ in games) - 2 * 30 <= len(learnt_from) < 3000
+
+
+def test_a_game_that_stands_still_is_cut_off_and_that_is_not_remembered_as_death(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(m.DQNAgent, "act", lambda self, states: np.zeros(len(states), int))
+    train(tmp_path / "run", *ALONE, "--patience", "5", "--steps", "60")
+    assert [row["length"] for row in csv_of(tmp_path / "run")] == ["6"] * 10, "the first step sets the furthest x"
+    assert np.bincount(checkpoint(tmp_path / "run")["memory"]["ends"].flatten())[1:].tolist() == [0, 10]
+
+
+def test_the_bar_of_a_long_run_fits_into_80_columns(small, tmp_path, monkeypatch):
+    bars, step, make = [], small.step, m.tqdm
+    monkeypatch.setattr(m, "tqdm", lambda **more: bars.append(make(file=io.StringIO(), **more)) or bars[-1])
+    monkeypatch.setattr(small, "step", lambda *args: (lambda state, _, *rest: (state, -2123.0, *rest))(*step(*args)))
+    small.death_at = 3
+    train(tmp_path / "run", *ALONE, "--steps", "330")
+    (bar,) = bars
+    shown = bar.format_meter(**{**bar.format_dict, "n": 390_123, "total": 400_000, "elapsed": 4000.0})
+    assert len(shown) <= 80 and all(word in shown for word in ("390k/400k", "1:06:40<", "step/s", "clears", "ε 1.00"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_that_a_stopped_run_prints_continues_it(number, small, tmp_path, capsys):
+    handler = signal.getsignal(number)
+    train(tmp_path / "a run", at=50, stop=number)
+    assert signal.getsignal(number) == handler
+    python, program, *argv = shlex.split(re.search(r"\S+ \S+ --resume .*", capsys.readouterr().out)[0])
+    assert os.path.samefile(python, sys.executable) and os.path.samefile(program, m.__file__)
+    assert m.main(argv) == 0 and checkpoint(tmp_path / "a run")["steps"] == 300
+    ends_in_one_line(capsys, argv, "finished", "--steps")
+
+
+def test_ctrl_c_ends_a_real_training_cleanly(tmp_path):
+    with subprocess.Popen([sys.executable, "-u", m.__file__, *TINY, "--steps", "4000", "--out", "run"], cwd=tmp_path,
+                          text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        assert process.stderr.read(1)  # waits for the bar: from then on it plays
+        process.send_signal(signal.SIGINT)
+        assert "Traceback" not in process.communicate(timeout=60)[1] and process.returncode == 130
+    assert checkpoint(tmp_path / "run")["steps"] < 4000
+
+
+def test_ctrl_c_twice_stops_at_once_and_keeps_the_last_checkpoint(folder, monkeypatch, capsys):
+    before = kept(folder)
+    before_act(monkeypatch, lambda agent: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
+    ends_in_one_line(capsys, ["--resume", folder, "--steps", "900"], "stopped at once", code=130)
+    assert kept(folder) == before
+
+
+def test_two_programs_cannot_train_one_run_and_the_lock_writes_into_no_file(folder, capsys, tmp_path):
+    before = kept(folder)
+    (tmp_path / "other").write_text("of someone else")
+    (folder / "lock").rename(tmp_path / "own")
+    (folder / "lock").symlink_to(tmp_path / "other")
+    with m.locked(folder):
+        ends_in_one_line(capsys, ["--resume", folder, "--steps", "900"], "another program")
+    assert kept(folder) == before
+    call("--resume", folder, "--steps", "100")
+    assert (tmp_path / "other").read_text() == "of someone else"
+
+
+def test_a_loss_that_is_no_number_and_an_emulator_that_fails_keep_the_checkpoint(folder, small, monkeypatch, capsys):
+    def nan(self, action, play=small.step):
+        return (lambda state, _, *rest: (state, math.nan, *rest))(*play(self, action))
+    before = kept(folder)
+    for step, words in ((nan, "loss nan --lr"), (mock.Mock(side_effect=OSError("crash")), "emulator OSError crash")):
+        monkeypatch.setattr(small, "step", step)
+        ends_in_one_line(capsys, ["--resume", folder, "--steps", "900"], *words.split())
+        assert kept(folder) == before
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tiny, tmp_path):
+    """A real one: the system refuses to let files grow beyond 4 MB."""
+    shutil.copytree(tiny, tmp_path / "run")
+    before = kept(tmp_path / "run")
+    done = subprocess.run([sys.executable, m.__file__, "--resume", "run", "--steps", "250"], cwd=tmp_path, text=True,
+                          capture_output=True,
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000)))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert re.search("last.pt cannot be written.*untouched.*File too large$", done.stderr.strip())
+    assert kept(tmp_path / "run") == before and not list((tmp_path / "run").glob("partial*"))
+
+
+@pytest.mark.parametrize("where, name", [("fsync", ""), ("replace", "last.pt"), ("replace", "episodes.csv")])
+def test_a_disk_that_fails_late_keeps_the_checkpoint_before(where, name, folder, capsys):
+    def full(*args):
+        if name in str(args[-1]):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return works(*args)
+    before, works = kept(folder), getattr(os, where)
+    with mock.patch.object(os, where, full):
+        ends_in_one_line(capsys, ["--resume", folder, "--steps", "200"], "No space left on device", name, "untouched")
+    assert kept(folder) == before and not list(folder.glob("partial*"))
+    call("--resume", folder, "--steps", "200")
