@@ -109,7 +109,7 @@ MUTANTS = [  # what stands in the program, what is put in its place, the files t
     ("os.replace(unfinished, path)", "path.write_bytes(content)", "R"),
     ("unfinished.unlink(missing_ok=True)", "pass", "R"),
     ("weights_only=True", "weights_only=False", "C"),
-    ('if broken or content["format"] != FORMAT', 'if content["format"] != FORMAT', "C"),
+    ("if broken or not isinstance", "if not isinstance", "C"),
     ("weight.isfinite().all() for weight", "True for weight", "C"),
     ("fcntl.LOCK_EX |", "fcntl.LOCK_SH |", "R"),
     ('"lock", "a"', '"lock", "w"', "R"),
@@ -159,10 +159,10 @@ def run_tests(folder, keys):
     words = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", f"--basetemp={folder / 'pytest'}"]
     try:
         done = subprocess.run([sys.executable, "-m", "pytest", *words, *(f"tests/{FILES[key]}" for key in keys)],
-                              cwd=folder, capture_output=True, text=True, timeout=600,
+                              cwd=folder, capture_output=True, text=True, timeout=150,
                               env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"})
     except subprocess.TimeoutExpired:
-        return 1, "ran for ten minutes"
+        return 1, "ran for too long"
     failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
     return done.returncode, failed[1] if failed else done.stdout.strip().rpartition("\n")[2]
 

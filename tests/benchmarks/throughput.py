@@ -178,7 +178,7 @@ def measure(seconds, rounds):
             for process, _ in programs.values():
                 process.kill()
                 process.join()
-    return {"cores": CORES, "system": platform.platform(), "python": platform.python_version(),
+    return {"cores": CORES, "system": platform.system(), "python": platform.python_version(),
             "torch": torch.__version__, "bf16": bool(m.choose_device(m.Settings(device="cpu"))[1]), "load": load,
             "seconds": seconds, "loops": LOOPS, "steps_per_second": raw}
 
