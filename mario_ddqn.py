@@ -841,14 +841,15 @@ def evaluate(name, noise="none", episodes=100, seed=0, out=None):
     out = checked_out(folder / f"evaluation-{stem}{noise}.json" if out is None else out, ".json")
     results = play(q_values, settings, episodes, noise, seed)
     lost = sorted((end, x) for end, x, _ in results if end != "cleared")
-    low, high = wilson(episodes - len(lost), episodes)
-    print(f"{path}: cleared {episodes - len(lost)} of {episodes} games with --noise {noise} " + (
+    cleared = episodes - len(lost)
+    low, high = wilson(cleared, episodes)
+    print(f"{path}: cleared {cleared} of {episodes} games with --noise {noise} " + (
         "(all such games are the same: not a rate)" if noise == "none"
         else f"(95 % interval of the rate: {low:.0%} to {high:.0%})"))
     for (end, x), times in Counter((end, x // 50 * 50) for end, x in lost).most_common(8):
         print(f"{times:6d} × {end} at x = {x} to {x + 49}")
-    summary = {"network": path.name, "noise": noise, "seed": seed, "episodes": episodes,
-               "cleared": episodes - len(lost), "wilson_95": [low, high], "lost": lost,
+    summary = {"network": path.name, "noise": noise, "seed": seed, "episodes": episodes, "cleared": cleared,
+               "wilson_95": [low, high], "lost": lost,
                "mean_return": float(np.mean([episode.total_reward for _, _, episode in results])),
                "mean_furthest_x": float(np.mean([episode.furthest_x for _, _, episode in results]))}
     write_atomically(out, (json.dumps(summary) + "\n").encode())
