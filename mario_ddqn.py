@@ -84,7 +84,7 @@ class Settings:
     gamma: float = setting(0.95, "discount γ of one step", 0, 1)
     n_step: int = setting(5, "rewards summed before the network's estimate takes over", 1, 100)
     lr: float = setting(2.5e-4, "learning rate of Adam at the start", 1e-8, 1)
-    lr_end: float = setting(0.0, "learning rate at the end of --steps, reached along a line", 0, 1)
+    lr_half: int = setting(5_000, "updates after which it is half of that: lr / (1 + updates / lr_half)", 1, 10**9)
     batch: int = setting(32, "transitions per update", 1, 4096)
     train_every: int = setting(4, "environment steps per update", 1, 10_000)
     copy_every: int = setting(500, "updates between two copies to the target network", 1, 10**9)
@@ -97,15 +97,14 @@ class Settings:
     eps_min: float = setting(0.02, "last ε", 0, 1)
     hold: int = setting(16, "longest hold of a random action in steps; 1: plain ε-greedy", 1, 1000)
     train_noise: str = setting("noop", "noise in the training games, as --noise", choices=NOISES)
-    practice: float = setting(0.25, "share of training games that begin within the furthest one", 0, 1)
+    practice: float = setting(0.25, "share of training games that begin within the last cleared one", 0, 1)
     patience: int = setting(150, "steps without progress that end a training game", 1, 10**6)
     episodes: int = setting(10_000, "stop after so many episodes", 1, 10**6)
-    steps: int = setting(400_000, "stop after so many environment steps; 0: no limit", 0, 10**9)
+    steps: int = setting(300_000, "stop after so many environment steps; 0: no limit", 0, 10**9)
     stage: str = setting("1-1", "world and stage", choices=STAGES)
     show_jump: bool = setting(True, "draw a line while the jump button is down", choices=(True, False))
     envs: int = setting(8, "games side by side", 1, 64)
     seed: int = setting(0, "start of the random generator", 0, 2**31)
-    device: str = setting("auto", "auto: the GPU where there is one", choices=("auto", "cpu", "cuda"))
     bfloat16: bool = setting(True, "learn in bfloat16 where the CPU has it", choices=(True, False))
 
     def __post_init__(self):
@@ -124,7 +123,7 @@ class Settings:
 
 PRESETS = {
     "tutorial": {  # the tutorial's settings, to the letter
-        "envs": 1, "gamma": 0.90, "lr": 2.5e-4, "lr_end": 2.5e-4, "batch": 32, "memory": 30_000,
+        "envs": 1, "gamma": 0.90, "lr": 2.5e-4, "lr_half": 10**9, "batch": 32, "memory": 30_000,
         "train_every": 1, "copy_every": 5_000, "eps_decay": 0.99, "eps_min": 0.02, "hold": 1,
         "episodes": 10_000, "steps": 0, "n_step": 1, "reward_scale": 1.0, "flag_bonus": 0.0, "priority": 0.0,
         "learn_start": 32, "train_noise": "none", "practice": 0.0, "patience": 10**6, "show_jump": False,
@@ -167,7 +166,7 @@ class MaxAndSkipEnv(gym.Wrapper):
         obs, info = self.env.reset(**kwargs)
         self.frames.clear()
         self.frames.append(emulator_picture(obs).copy())
-        return self.frames[0], info
+        return self.frames[0], {**info, "picture": self.frames[0]}
 
 
 class ProcessFrame84(gym.ObservationWrapper):
@@ -286,16 +285,14 @@ class Episode:
 
     def __init__(self, rng, noise="none"):
         self.rng, self.noise = rng, noise
-        self.opening = [0] * int(rng.integers(31)) if noise == "noop" else []  # played before the agent's own
-        self.practice = False  # the opening is another game's
-        self.actions = []  # all that reached the game: they rebuild it
+        # All actions that reached the game, and those with which it is to begin: `begin` plays them.
+        self.actions = [0] * int(rng.integers(31)) if noise == "noop" else []
+        self.practice = False  # it begins within another game
         self.total_reward, self.furthest_x, self.standing, self.cleared = 0.0, 0, 0, False
 
     def apply_noise(self, action):
         """The chosen action goes in, the action that reaches the game comes out (int)."""
-        if len(self.actions) < len(self.opening):
-            action = self.opening[len(self.actions)]
-        elif self.noise == "epsilon" and self.rng.random() < 0.05:
+        if self.noise == "epsilon" and self.rng.random() < 0.05:
             action = self.rng.integers(len(RIGHT_ONLY))
         elif self.noise == "sticky" and self.rng.random() < 0.25:
             action = self.actions[-1] if self.actions else 0
@@ -307,6 +304,15 @@ class Episode:
         self.standing = 0 if info["x_pos"] > self.furthest_x else self.standing + 1  # steps without progress
         self.furthest_x = max(self.furthest_x, int(info["x_pos"]))
         self.cleared |= bool(info["flag_get"])
+
+
+def begin(env, episode):
+    """Starts the game and plays the actions that the episode has already: idle steps, another game's first steps or,
+    on --resume, its own. nes-py cannot store a game, but the same actions always lead to the same state."""
+    state, info = env.reset()
+    for action in episode.actions:
+        state, _, _, _, info = step_game(env, action)
+    return state, info  # (4, 84, 84) float32
 
 
 # ===== 3. Network. In: states (B, 4, 84, 84) float32. Out: one Q-value for each action, (B, 5) float32.
@@ -424,16 +430,6 @@ class ReplayMemory:
             self.frames[env, :self.written[env]] = frames.reshape(-1, *self.frames.shape[2:])
 
 
-def choose_device(settings):
-    """(device, bf16): the GPU where there is one; bfloat16 only on a CPU that calculates in it."""
-    cuda, cpu = torch.cuda.is_available(), torch.cpu.get_capabilities()
-    if settings.device == "cuda" and not cuda:
-        raise UserError("--device cuda: PyTorch sees no CUDA device here; use --device cpu")
-    device = "cuda" if cuda and settings.device != "cpu" else "cpu"
-    has_bf16 = device == "cpu" and (cpu.get("avx512_bf16") or cpu.get("amx_bf16"))
-    return device, bool(settings.bfloat16 and has_bf16)
-
-
 class DQNAgent:
     """Deep Q-learning (Mnih et al. 2015). The local network acts and learns. The target network, a copy of it
     that is refreshed every `copy_every` updates, values the next state; `td_target` shows how."""
@@ -442,24 +438,20 @@ class DQNAgent:
 
     def __init__(self, settings, input_shape=(4, 84, 84), n_actions=5):
         self.settings, self.n_actions = settings, n_actions
-        self.device, self.bf16 = choose_device(settings)
+        self.device, processor = "cuda" if torch.cuda.is_available() else "cpu", torch.cpu.get_capabilities()
+        self.bf16 = settings.bfloat16 and bool(processor.get("avx512_bf16") or processor.get("amx_bf16"))
         self.rng = np.random.default_rng(settings.seed)  # everything random in a run comes from here
         with torch.random.fork_rng(devices=[]):  # except the first weights
             torch.manual_seed(settings.seed)
             self.local_net = DQNSolver(input_shape, n_actions).to(self.device, memory_format=torch.channels_last)
         self.target_net = self.local_net if settings.double == "single" else deepcopy(self.local_net)
         self.optimizer = torch.optim.Adam(self.local_net.parameters(), lr=settings.lr, fused=True)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.learning_rate_factor)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda updates: 1 / (1 + updates / settings.lr_half))
         self.memory = ReplayMemory(settings.memory, settings.envs, settings.n_step, settings.gamma)
         self.held = np.zeros((2, settings.envs), np.int64)  # each game's random action, and how long it still lasts
         self.steps, self.updates = 0, 0
         self.learnt = []  # (loss, mean Q) of the updates since the last row
-
-    def learning_rate_factor(self, updates):
-        """The learning rate falls along a line from `lr` to `lr_end`, which it reaches with the last step."""
-        settings = self.settings
-        share = min(1.0, updates * settings.train_every / settings.steps) if settings.steps else 0.0
-        return 1 + share * (settings.lr_end / settings.lr - 1)
 
     @property
     def epsilon(self):
@@ -590,6 +582,8 @@ def write_tensors(path, content):
 @contextlib.contextmanager
 def reading(path):
     """Whatever goes wrong inside, the file is to blame: UserError."""
+    if not path.is_file():  # nor a pipe, which would never end
+        raise UserError(f"{path}: no such file")
     try:
         yield
     except OSError:
@@ -601,8 +595,6 @@ def reading(path):
 def load_tensors(path):
     """A checkpoint or a network, read without running code from it. UserError: absent, damaged or foreign."""
     with reading(path):
-        if not path.is_file():
-            raise ValueError("no such file")
         with zipfile.ZipFile(path) as archive:  # PyTorch does not compare its archive's checksums
             broken = archive.testzip()
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -683,20 +675,12 @@ def restore(folder, agent, games):
     return rows[:count], seconds  # later rows will happen again
 
 
-def rebuild(env, episode):
-    """nes-py cannot store a game, but the game is deterministic: the same actions lead to the same state."""
-    state = env.reset()[0]
-    for action in episode.actions:
-        state = step_game(env, action)[0]
-    return state  # (4, 84, 84) float32
-
-
-def next_episode(agent, furthest):
-    """A new training game. Some are practice: they replay the furthest game so far up to a random step of it,
-    because the end of the level is reached late and seldom."""
+def next_episode(agent, won):
+    """A new training game. Once a game was cleared, some are practice: they begin at a random step of the last cleared
+    one, because the end of the level is reached late and seldom."""
     episode = Episode(agent.rng, agent.settings.train_noise)
-    if furthest.actions and agent.rng.random() < agent.settings.practice:
-        episode.opening, episode.practice = furthest.actions[:agent.rng.integers(len(furthest.actions))], True
+    if won.cleared and agent.rng.random() < agent.settings.practice:
+        episode.actions, episode.practice = won.actions[:agent.rng.integers(len(won.actions))], True
     return episode
 
 
@@ -713,18 +697,18 @@ def run(settings, folder, resume=False):
     """Trains: writes a new run into `folder`, or continues the one there. Returns its rows, a dict per game."""
     agent = DQNAgent(settings)
     envs = [make_env(settings.stage, settings.show_jump) for _ in range(settings.envs)]
-    *episodes, furthest = (Episode(agent.rng, settings.train_noise) for _ in range(settings.envs + 1))
-    rows, seconds = restore(folder, agent, [*episodes, furthest]) if resume else ([], 0.0)
+    *episodes, won = (Episode(agent.rng, settings.train_noise) for _ in range(settings.envs + 1))
+    rows, seconds = restore(folder, agent, [*episodes, won]) if resume else ([], 0.0)
     print(f"{folder}: learning on {agent.device}, with {agent.memory.frames.nbytes / 1e9:.2f} GB of replay memory")
     folder.mkdir(parents=True, exist_ok=True)
     with (locked(folder), stop_signals() as stop, ThreadPoolExecutor(len(envs)) as pool,
           tqdm(total=settings.steps or None, initial=agent.steps, unit="step", unit_scale=True, dynamic_ncols=True,
                bar_format="{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]") as bar):
-        states = np.stack(list(pool.map(rebuild, envs, episodes)))  # (E, 4, 84, 84) float32
+        states = np.stack([state for state, _ in pool.map(begin, envs, episodes)])  # (E, 4, 84, 84) float32
         write_rows(folder, rows)
         if not resume:  # from now on the run can be continued, whatever happens
             write_atomically(folder / "settings.json", json.dumps(asdict(settings), indent=1).encode())
-            save(folder, agent, [*episodes, furthest], rows, seconds)
+            save(folder, agent, [*episodes, won], rows, seconds)
         started, saved, last_step = time.perf_counter() - seconds, time.perf_counter(), settings.steps or math.inf
         while not stop and len(rows) < settings.episodes and agent.steps < last_step:
             # 1. Every game takes one step, in a thread of its own.
@@ -739,26 +723,27 @@ def run(settings, folder, resume=False):
                 episodes[e].add(reward, info)
                 truncated = truncated or episodes[e].standing >= settings.patience
                 bonus = settings.flag_bonus if info["flag_get"] else 0  # learnt from, not part of the returns
-                if len(episodes[e].actions) > len(episodes[e].opening):  # an opening is not learnt from
-                    agent.remember(states[e], actions[e], reward + bonus, next_state, terminated, truncated, env=e)
+                agent.remember(states[e], actions[e], reward + bonus, next_state, terminated, truncated, env=e)
                 states[e] = next_state
                 agent.steps += 1
                 if terminated or truncated:
                     if not episodes[e].practice:
                         rows.append(make_row(len(rows) + 1, time.perf_counter() - started, agent, episodes[e]))
                         write_rows(folder, rows)
-                    furthest = max(episodes[e], furthest, key=lambda episode: episode.furthest_x)
-                    episodes[e], states[e] = next_episode(agent, furthest), envs[e].reset()[0]
-                    last, mean = rows[-100:], np.mean([row["return"] for row in rows[-100:]] or [0])
+                    won = episodes[e] if episodes[e].cleared else won
+                    episodes[e] = next_episode(agent, won)
+                    states[e] = begin(envs[e], episodes[e])[0]
+                    last = rows[-100:]
+                    mean = sum(row["return"] for row in last) / max(1, len(last))
                     clears = sum(row["cleared"] for row in last)
                     bar.set_postfix_str(f"return {mean:.0f}, clears {clears} of {len(last)}, ε {agent.epsilon:.2f}",
                                         refresh=False)
             bar.update(len(envs))
             # 4. Now and then all is saved.
             if time.perf_counter() - saved > CHECKPOINT_SECONDS:
-                save(folder, agent, [*episodes, furthest], rows, time.perf_counter() - started)
+                save(folder, agent, [*episodes, won], rows, time.perf_counter() - started)
                 saved = time.perf_counter()
-        save(folder, agent, [*episodes, furthest], rows, time.perf_counter() - started)
+        save(folder, agent, [*episodes, won], rows, time.perf_counter() - started)
     for env in envs:
         env.close()
     if rows:
@@ -779,17 +764,19 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # 
 
 
 def play_episode(env, q_values, episode, show=None):
-    """Plays one game greedily, under the noise of `episode`; `show(info, episode, values)` sees every step.
-    Returns "cleared", "died" or "out of time", and x at the end."""
-    state, done = env.reset()[0], False
+    """Plays one game greedily, under the noise of `episode`; `show(picture, state, values, episode)` sees every step
+    before it reaches the game, and the end. Returns "cleared", "died" or "out of time", and x at the end."""
+    (state, info), done = begin(env, episode), False
     while not done and len(episode.actions) < MAX_STEPS:
         values = q_values(state[None])[0]  # (5,)
         action = episode.apply_noise(values.argmax())
+        if show:
+            show(info["picture"], state, values, episode)
         state, reward, terminated, truncated, info = step_game(env, action)
         episode.add(reward, info)
         done = terminated or truncated
-        if show:
-            show(info, episode, values)
+    if show:
+        show(info["picture"], state, values, episode)
     return "cleared" if episode.cleared else "died" if terminated else "out of time", int(info["x_pos"])
 
 
@@ -856,65 +843,125 @@ def evaluate(name, noise="none", episodes=100, seed=0, out=None):
     print(f"saved {out}")
 
 
+def watch_panel(picture, state, points, past, episode):
+    """What the network sees, thinks and does, beside the game. picture: the emulator's, (240, 256, 4) uint8;
+    state: (4, 84, 84) float32; points: (5,) Q-values, the last of `past` the highest -> (672, 1280, 3) uint8 BGR."""
+    white, blue, orange, red = (255, 255, 255), (233, 180, 86), (0, 159, 230), (80, 80, 255)  # B, G, R
+    panel = np.full((672, 1280, 3), 24, np.uint8)
+    # A television does not show the first and the last 8 rows either.
+    panel[:, :768] = cv2.resize(picture[8:232, :, :3], (768, 672), interpolation=cv2.INTER_NEAREST)
+
+    def write(text, x, y, colour=white):
+        cv2.putText(panel, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.75, colour, 2, cv2.LINE_AA)
+
+    write("It sees: the last four frames", 784, 34)
+    for k, frame in enumerate(state):
+        panel[50:168, 784 + 122 * k:902 + 122 * k] = cv2.resize(frame * 255, (118, 118))[:, :, None]
+
+    write("It thinks: points to come", 784, 218)
+    chosen, played, buttons = points.argmax(), episode.actions[-1], ["+".join(names) for names in RIGHT_ONLY]
+    for action, y in enumerate(range(256, 446, 38)):
+        full = 1 - (points[chosen] - points[action]) / max(30, np.ptp(points))  # a bar's share of the longest one
+        colour = orange if action == chosen else blue
+        cv2.rectangle(panel, (970, y - 20), (974 + int(220 * full), y + 4), colour, -1)
+        write(buttons[action], 784, y, orange if action == chosen else white)
+        write(f"{points[action]:.0f}", 1208, y, orange if action == chosen else white)
+
+    if episode.cleared:
+        write("Cleared!", 784, 470, orange)
+    elif played == chosen:
+        write(f"It does: {buttons[played]}", 784, 470, orange)
+    else:
+        write(f"Noise: {buttons[played]} instead", 784, 470, red)
+        cv2.rectangle(panel, (966, 232 + 38 * played), (1266, 264 + 38 * played), red, 2)
+
+    write("Value of the state, last 100 steps", 784, 524)
+    curve = [(784 + 480 * k // 100, int(650 - 100 * value / max(*past, 1))) for k, value in enumerate(past)]
+    cv2.polylines(panel, [np.array(curve)], False, blue, 2, cv2.LINE_AA)
+    cv2.line(panel, (784, 650), (1264, 650), white, 1)  # zero points
+    return panel
+
+
+def open_window(title="Mario: space pauses, s steps, 1 to 4 set the speed, q quits"):
+    """A function that shows pictures in a window and obeys its keys. It raises KeyboardInterrupt at q, Esc or when
+    the window is closed."""
+    delays = {"1": 250, "2": 110, "3": 45, "4": 10}  # milliseconds; 3 is about the console's speed
+    delay, paused = delays["3"], False
+    cv2.namedWindow(title, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)  # without a toolbar
+
+    def look(picture):
+        nonlocal delay, paused
+        cv2.imshow(title, picture)
+        while True:
+            key = chr(cv2.waitKey(delay) & 255)
+            if key in "q\x1b" or cv2.getWindowProperty(title, cv2.WND_PROP_VISIBLE) < 1:
+                raise KeyboardInterrupt
+            delay, paused = delays.get(key, delay), key == "s" or paused != (key == " ")
+            if key == "s" or not paused:
+                return
+    return look
+
+
 def watch(name, noise="none", episodes=1, seed=0, out=None):
-    """Greedy play in a window, or as a GIF; 15 pictures a second, one per agent step."""
+    """Greedy play in a window, one picture per agent step, about 15 a second; or as a GIF (see write_clip)."""
     Settings(episodes=episodes, seed=seed)  # checks both
-    clip = None if out is None else checked_out(out, ".gif")
+    clip, panels = None if out is None else checked_out(out, ".gif"), []
     if not clip and sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
         raise UserError("--watch: there is no display here; add --out clip.gif to write a file instead")
     path, q_values, settings = load_network(name)
-    title, pictures, env = "Mario - q quits", [], make_env(settings.stage, settings.show_jump)
+    look, past = panels.append if clip else open_window(), deque(maxlen=100)
 
-    def show(info, episode, values):
-        text = " + ".join(RIGHT_ONLY[episode.actions[-1]]) + f"   x {info['x_pos']}" + "   CLEARED" * episode.cleared
-        picture = cv2.copyMakeBorder(info["picture"][:, :, :3], 0, 24, 0, 0, cv2.BORDER_CONSTANT)  # (264, 256, 3)
-        cv2.putText(picture, text, (6, 257), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (255, 255, 255), 1, cv2.LINE_AA)
-        if clip:
-            pictures.append(picture)
-            return
-        cv2.namedWindow(title, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)  # without a toolbar
-        cv2.imshow(title, cv2.resize(picture, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST))
-        if cv2.waitKey(50) in (27, ord("q")) or cv2.getWindowProperty(title, cv2.WND_PROP_VISIBLE) < 1:
-            raise KeyboardInterrupt
+    def show(picture, state, values, episode):
+        past.append(values.max() / settings.reward_scale)
+        look(watch_panel(picture, state, values / settings.reward_scale, past, episode))
 
-    with contextlib.suppress(KeyboardInterrupt):  # q, Esc, Ctrl-C or a closed window
+    with contextlib.suppress(KeyboardInterrupt):
         for number in range(episodes):
             episode = Episode(np.random.default_rng([seed, number]), noise)
-            end, x = play_episode(env, q_values, episode, show)
+            end, x = play_episode(make_env(settings.stage, settings.show_jump), q_values, episode, show)
             print(f"{path}: {end} at x = {x}, return {episode.total_reward:.0f}, {len(episode.actions)} steps")
-            pictures += pictures[-1:] * 30  # two seconds to see how it ended
-    if clip and pictures:
-        write_clip(clip, pictures)
-        print(f"saved {clip}: {len(pictures)} pictures")
+    if panels:
+        write_clip(clip, panels)
+        print(f"saved {clip}: {len(panels)} pictures")
 
 
 def write_clip(path, pictures, fps=15):
-    """pictures: (height, width, 3) uint8 each, in OpenCV's order B, G, R -> a GIF."""
-    first, *others = (Image.fromarray(picture[:, :, ::-1].copy()).quantize(64) for picture in pictures)
+    """pictures: (height, width, 3) uint8 each, in OpenCV's order B, G, R -> a GIF of half their size, with every second
+    of them and the last one. One palette for all and no dithering keep it small."""
+    halves = [cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)[:, :, ::-1]
+              for picture in [*pictures[:-1:2], pictures[-1]]]
+    palette = Image.fromarray(np.vstack(halves[::20])).quantize(64)
+    first, *others = (Image.fromarray(half).quantize(palette=palette, dither=Image.Dither.NONE) for half in halves)
+    durations = [2000 // fps] * len(others) + [2000]  # milliseconds; two seconds to see how it ended
     buffer = io.BytesIO()
-    first.save(buffer, "GIF", save_all=True, append_images=others, duration=1000 // fps, loop=0)
+    first.save(buffer, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
     write_atomically(path, buffer.getbuffer())
 
 
-def plot_rewards(folders, out="runs/rewards.png", x="episodes", window=100):
-    """Reward curves of several runs on one picture: raw faint, rolling mean strong, clears marked."""
+def plot_rewards(folders, out="runs/rewards.png", window=100):
+    """Reward curves of runs on one picture: the mean of the last `window` games, for one run a dot per game, for
+    several runs a band of ± 2 standard errors of the mean, and a tick below the curves for every clear."""
     out = checked_out(out, ".png", ".svg", ".pdf")
-    column, label = {"episodes": ("episode", "episode"), "steps": ("env_steps", "environment steps")}[x]
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for folder, colour in zip(map(Path, folders), itertools.cycle(COLOURS)):
+    for k, (folder, colour) in enumerate(zip(map(Path, folders), itertools.cycle(COLOURS))):
         rows = read_rows(folder)
         if not rows:
             raise UserError(f"{folder / 'episodes.csv'}: no episodes to draw")
-        position, returns, cleared = (np.array([row[name] for row in rows]) for name in (column, "return", "cleared"))
-        rolling = [returns[max(0, i - window):i].mean() for i in range(1, len(rows) + 1)]
-        axes.plot(position, returns, color=colour, alpha=0.3, linewidth=0.7)
-        axes.plot(position, rolling, color=colour, linewidth=2, label=f"{folder.name} ({cleared.sum()} clears)")
-        axes.plot(position[cleared > 0], returns[cleared > 0], "*", color=colour, markeredgecolor="black")
-    axes.set(title="Reward of the training games", xlabel=label,
-             ylabel=f"total reward of an episode\n(strong line: mean of the last {window}; star: cleared)")
+        steps, returns, cleared = (np.array([row[name] for row in rows]) for name in ("env_steps", "return", "cleared"))
+        recent = [returns[max(0, i - window):i] for i in range(1, len(rows) + 1)]
+        mean, error = np.array([(part.mean(), part.std() / len(part)**0.5) for part in recent]).T
+        axes.plot(steps, mean, color=colour, linewidth=2, label=f"{folder.name} ({cleared.sum()} clears)")
+        if len(folders) == 1:
+            axes.plot(steps, returns, ".", color=colour, alpha=0.3, markersize=3)
+        else:
+            axes.fill_between(steps, mean - 2 * error, mean + 2 * error, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(steps[cleared > 0], np.full(cleared.sum(), -150 * (k + 1)), "|", color=colour)
+    axes.set(title="Reward of the training games", xlabel="environment steps",
+             ylabel=f"total reward of a game, mean of the last {window}\n(a tick below: cleared)")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format=out.suffix[1:], dpi=110)
     write_atomically(out, buffer.getbuffer())
@@ -925,7 +972,9 @@ def plot_rewards(folders, out="runs/rewards.png", x="episodes", window=100):
 
 def command(*words):
     """A command of this program that can be pasted: it names the Python that runs it."""
-    return shlex.join(map(str, [os.path.relpath(sys.executable), os.path.relpath(__file__), *words]))
+    files, here = (Path(sys.executable), Path(__file__).resolve()), Path.cwd()
+    files = [file.relative_to(here) if file.is_relative_to(here) else file for file in files]
+    return shlex.join(map(str, [*files, *words]))
 
 
 def checked_out(name, *endings):
@@ -960,7 +1009,7 @@ def resume(name, **typed):
 MODES = {"resume": resume, "plot": plot_rewards, "evaluate": evaluate, "watch": watch}
 FLAGS = {  # what may be typed beside the mode
     "train": {"preset", "out", *(spec.name for spec in fields(Settings))}, "resume": {"steps", "episodes"},
-    "plot": {"out", "x"}, **dict.fromkeys(("evaluate", "watch"), {"noise", "episodes", "seed", "out"})}
+    "plot": {"out"}, **dict.fromkeys(("evaluate", "watch"), {"noise", "episodes", "seed", "out"})}
 
 
 class Parser(argparse.ArgumentParser):
@@ -981,7 +1030,6 @@ def build_parser():
     what.add_argument("--watch", **trained, help="look at it play --episodes (default: 1)")
     what.add_argument("--noise", choices=NOISES, help="for --evaluate and --watch: 0 to 30 idle steps first (noop), "
                       "5%% random actions (epsilon), the last action again with probability 0.25 (sticky)")
-    what.add_argument("--x", choices=("episodes", "steps"), help="axis of --plot (default: episodes)")
     what.add_argument("--out", metavar="PATH", help="where to write: the folder of a training (default: runs/single-1, "
                       "runs/tutorial-1, …), a plot (.png, .svg, .pdf), an evaluation (.json), a clip of --watch (.gif)")
     group = parser.add_argument_group("settings of a training")

@@ -15,7 +15,7 @@ import mario_ddqn as m
 
 torch.set_num_threads(1)
 TINY = ("--envs 2 --steps 300 --learn-start 40 --batch 8 --copy-every 7 --n-step 3 --eps-decay 0.97 --memory 1000 "
-        "--train-noise epsilon --no-bfloat16 --device cpu").split()  # a run of a second or two
+        "--train-noise epsilon --no-bfloat16").split()  # a run of a second or two
 # Two real games: two deaths and an episode that is cut off. ε stays 1: no rounding decides what is played.
 REAL = [*TINY, *"--double hasselt --steps 240 --seed 3 --patience 30 --train-every 8 --eps-decay 1".split()]
 
@@ -42,18 +42,19 @@ class Toy(m.gym.Env):
 
     def look(self):
         self.frames = [*self.frames[1:], np.full((84, 84), (self.x * 7 + self.t * 13) % 251, np.uint8)]
+        self.info = {"x_pos": self.x, "picture": np.full((240, 256, 4), self.x % 256, np.uint8)}
         return np.stack(self.frames).astype(np.float32) / 255  # (4, 84, 84)
 
     def reset(self, **kwargs):
         self.x, self.t, self.frames = 40, 0, [np.zeros((84, 84), np.uint8)] * 4
-        return self.look(), {}
+        return self.look(), self.info
 
     def step(self, action):
         moved = (0, 1, 2, 4, 9)[action]
         self.x, self.t = self.x + moved, self.t + 1
-        cleared, picture = self.x >= self.clear_at, np.full((240, 256, 4), self.x % 256, np.uint8)
+        cleared = self.x >= self.clear_at
         return (self.look(), float(moved), cleared or self.t >= self.death_at, self.t == self.cut,
-                {"x_pos": self.x, "flag_get": cleared, "picture": picture})
+                {**self.info, "flag_get": cleared})
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ SHAPE = (4, 36, 36)
 def make_agent(n_actions=3, **changes):
     """An agent with plain settings: one game, one step, no scale, uniform replay."""
     settings = Settings(**{"envs": 1, "n_step": 1, "gamma": 0.9, "reward_scale": 1.0, "priority": 0.0, "memory": 1000,
-                           "learn_start": 8, "batch": 8, "hold": 1, "device": "cpu", "bfloat16": False, **changes})
+                           "learn_start": 8, "batch": 8, "hold": 1, "bfloat16": False, **changes})
     agent = DQNAgent(settings, SHAPE, n_actions)
     agent.memory = ReplayMemory(settings.memory, settings.envs, settings.n_step, settings.gamma, SHAPE[1:])
     return agent
@@ -192,13 +192,13 @@ def test_epsilon_follows_the_tutorials_schedule_once_per_update():
         agent.experience_replay()
 
 
-@pytest.mark.parametrize("steps, rates", [(16, [1e-3, 7.75e-4, 5.5e-4, 3.25e-4, 1e-4, 1e-4]), (0, [1e-3] * 6)])
-def test_the_learning_rate_falls_along_a_line_to_its_end(steps, rates):
-    agent, seen = filled_agent(lr=1e-3, lr_end=1e-4, steps=steps, train_every=4), []
+def test_the_learning_rate_falls_to_a_half_a_third_a_quarter():
+    agent, seen = filled_agent(lr=1e-3, lr_half=2), []
     agent.optimizer.register_step_post_hook(lambda optimizer, *_: seen.append(optimizer.param_groups[0]["lr"]))
-    for _ in range(6):
+    for _ in range(7):
         agent.experience_replay()
-    np.testing.assert_allclose(seen, rates)
+    np.testing.assert_allclose(seen[::2], [1e-3, 1e-3 / 2, 1e-3 / 3, 1e-3 / 4])
+    assert seen == sorted(seen, reverse=True)
 
 
 # ===== Acting, seeds, the network
@@ -286,7 +286,7 @@ PROBES = {  # actions, colours (None: either), reward(t, colour, action), {colou
                                         *((name, "hasselt") for name in list(PROBES)[2:])])
 def test_the_agent_learns_the_known_q_values(name, rule):
     n_actions, colours, reward, known, updates = PROBES[name]
-    agent = make_agent(n_actions, double=rule, gamma=0.5, lr=1e-3, lr_end=1e-3, batch=16, copy_every=5, eps_decay=1.0,
+    agent = make_agent(n_actions, double=rule, gamma=0.5, lr=1e-3, lr_half=10**9, batch=16, copy_every=5, eps_decay=1.0,
                        learn_start=32, seed=1)
     rng = np.random.default_rng(0)
     while agent.updates < updates:

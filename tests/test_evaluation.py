@@ -1,6 +1,7 @@
 """Section 6 of mario_ddqn.py: greedy games and the rate of clears, clips, the window, reward curves."""
 
 import json
+import math
 import os
 import shutil
 from dataclasses import asdict
@@ -120,50 +121,103 @@ def test_the_settings_decide_which_game_is_trained_evaluated_and_watched(tmp_pat
     assert asked == {("1-2", False)}
 
 
-def test_a_clip_shows_the_game(walker, tmp_path, monkeypatch, capsys):
+def test_a_game_is_shown_as_it_is_when_the_network_chooses_and_at_its_end(toy):
+    seen = []
+    episode = m.Episode(np.random.default_rng(0))
+    m.play_episode(toy(), always(4), episode, lambda picture, state, values, episode: seen.append(
+        (int(picture[0, 0, 0]), int(values.argmax()), len(episode.actions), episode.cleared)))
+    assert seen == [(40 + 9 * step, 4, step + 1, False) for step in range(7)] + [(103, 4, 7, True)]
+
+
+@pytest.mark.parametrize("played, cleared, line", [(2, False, "orange"), (1, False, "red"), (2, True, "orange")])
+def test_the_panel_shows_what_the_network_sees_thinks_and_does(played, cleared, line):
+    colours = {"blue": (233, 180, 86), "orange": (0, 159, 230), "red": (80, 80, 255)}
+    picture = np.random.default_rng(0).integers(0, 256, (240, 256, 4)).astype(np.uint8)
+    state, points = np.arange(4, dtype=np.float32)[:, None, None] / 4 + np.zeros((84, 84), np.float32), np.arange(5.0)
+    points[2], episode = 40, SimpleNamespace(actions=[played], cleared=cleared)
+    panel = m.watch_panel(picture, state, points, [20, 40], episode)
+    assert panel.shape == (672, 1280, 3) and panel.dtype == np.uint8
+    np.testing.assert_array_equal(panel[:, :768], picture[8:232, :, :3].repeat(3, 0).repeat(3, 1))
+    assert [int(panel[100, 840 + 122 * k, 0]) for k in range(4)] == pytest.approx([0, 64, 128, 191], abs=1)
+    length = {name: [int((panel[250 + 38 * a, 970:1200] == colour).all(1).sum()) for a in range(5)]
+              for name, colour in colours.items()}
+    assert length["orange"][2] > 200 and length["blue"][2] == 0, "the chosen bar is the longest, in its own colour"
+    assert 0 < length["blue"][0] < length["blue"][1] < length["blue"][4] < 30
+    shown = {name for name, colour in colours.items() if (panel[445:480, 784:] == colour).all(2).any()}
+    assert shown == {line}, "the line on what it does, or what the noise did"
+    curve = (panel[540:660, 784:] == colours["blue"]).all(2).nonzero()[0]
+    assert curve.min() == pytest.approx(10, abs=2) and curve.max() == pytest.approx(61, abs=2), "40 and 20 points"
+
+
+def test_a_clip_is_every_second_panel_in_half_its_size(walker, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(m, "MAX_STEPS", 12)
     assert m.main(["--watch", str(walker), "--out", str(clip := tmp_path / "clip.gif")]) == 0
     assert "out of time at x = " in (out := capsys.readouterr().out) and "12 steps" in out and str(clip) in out
     env = m.make_env()
-    env.reset()
+    picture = env.reset()[1]["picture"]
     with Image.open(clip) as film:
-        assert (film.format, film.size) == ("GIF", (256, 264))
+        assert (film.format, film.size, film.n_frames) == ("GIF", (640, 336), 7)
         for step in range(12):
-            film.seek(step)
-            game, shown = env.step(RIGHT)[-1]["picture"][:, :, 2::-1], np.array(film.convert("RGB"))
-            assert np.abs(shown[:240].astype(int) - game).mean() < 12, "red is red, if only one of 64 colours"
-            assert shown[240:].max() > 200, "the line of text below"
+            film.seek(step // 2)
+            game = cv2.resize(picture[8:232, :, 2::-1], (384, 336))
+            shown = np.array(film.convert("RGB"))[:, :384].astype(int)
+            assert step % 2 or np.abs(shown - game).mean() < 14, "red is red"
+            picture = env.step(RIGHT)[-1]["picture"]
     env.close()
     assert [path.name for path in tmp_path.iterdir()] == ["clip.gif"]
 
 
-@pytest.mark.parametrize("key, visible", [("q", 1.0), ("\x1b", 1.0), ("x", 0.0)])
-def test_the_window_shows_the_game_until_it_is_closed(key, visible, walker, toy, monkeypatch, capsys):
-    shown = []
+@pytest.fixture
+def window(monkeypatch):
+    """A window that is not there: the keys pressed in it (one each time it waits), and all that it showed."""
+    window = SimpleNamespace(keys=[], delays=[], shown=[], closed_after=math.inf)
     monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr(cv2, "namedWindow", lambda *_: None)
-    monkeypatch.setattr(cv2, "imshow", lambda title, picture: shown.append(picture))
-    monkeypatch.setattr(cv2, "waitKey", lambda _: ord(key) if len(shown) == 3 else -1)
-    monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: visible if len(shown) == 3 else 1.0)
+    monkeypatch.setattr(cv2, "imshow", lambda title, picture: window.shown.append(int(picture[0, 0, 0])))
+    monkeypatch.setattr(cv2, "waitKey", lambda delay: window.delays.append(delay) or (
+        ord(window.keys.pop(0)) if window.keys else -1))
+    monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: float(len(window.shown) < window.closed_after))
+    return window
+
+
+@pytest.mark.parametrize("keys, closed_after", [("..q", math.inf), ("..\x1b", math.inf), ("", 3)])
+def test_the_window_shows_the_game_until_it_is_closed(keys, closed_after, window, walker, toy, capsys):
+    window.keys, window.closed_after = list(keys), closed_after
     assert m.main(["--watch", str(walker)]) == 0 and capsys.readouterr().err == ""
-    assert [picture[0, 0].tolist() for picture in shown] == [[x, x, x] for x in (41, 42, 43)]
-    assert shown[0].shape == (528, 512, 3)
+    assert window.shown == [40, 41, 42]
 
 
-@pytest.mark.parametrize("ending, x", [("png", "episodes"), ("svg", "steps"), ("pdf", "episodes")])
-def test_two_runs_are_plotted(ending, x, tiny, tmp_path):
+def test_the_keys_pause_step_and_set_the_speed(window):
+    look = m.open_window()
+    for number, (keys, waits) in enumerate([("1", 1), (" ..s", 4), ("..s", 3), (". ", 2), ("4", 1), ("", 1)], 1):
+        window.keys = list(keys)
+        look(np.full((672, 1280, 3), number, np.uint8))
+        assert len(window.delays) == waits and window.keys == [], "it waits no longer than it has to"
+        last = window.delays[-1]
+        window.delays.clear()
+    assert window.shown == [1, 2, 3, 4, 5, 6] and last == 10, "the fastest"
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_two_runs_are_plotted(ending, tiny, tmp_path):
     other, out = shutil.copytree(tiny, tmp_path / "other"), tmp_path / "new" / f"both.{ending}"
-    assert m.main(["--plot", str(tiny), str(other), "--out", str(out), "--x", x]) == 0
+    assert m.main(["--plot", str(tiny), str(other), "--out", str(out)]) == 0
     assert out.read_bytes()[:5] == {"png": b"\x89PNG\r", "svg": b"<?xml", "pdf": b"%PDF-"}[ending]
-    assert ending != "svg" or "environment steps" in out.read_text()
 
 
 def test_the_curves_are_those_of_the_table(tmp_path, monkeypatch):
-    lines = []
-    m.write_rows(tmp_path, [{**dict.fromkeys(m.COLUMNS, 0), "env_steps": steps, "return": points, "cleared": cleared}
-                            for steps, points, cleared in ((30, 10, 0), (50, 40, 1), (90, 70, 0))])
-    monkeypatch.setattr(m.Figure, "savefig", lambda figure, *_, **__: lines.extend(figure.axes[0].lines))
-    m.plot_rewards([tmp_path], tmp_path / "x.png", "steps", window=2)
+    lines, bands, folders = [], [], [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+        m.write_rows(folder, [{**dict.fromkeys(m.COLUMNS, 0), "env_steps": steps, "return": points, "cleared": cleared}
+                              for steps, points, cleared in ((30, 10, 0), (50, 40, 1), (90, 70, 0))])
+    monkeypatch.setattr(m.Figure, "savefig", lambda figure, *_, **__: [
+        lines.extend(figure.axes[0].lines), bands.extend(figure.axes[0].collections)])
+    m.plot_rewards(folders[:1], tmp_path / "x.png", window=2)
     drawn = [np.array(line.get_data()).tolist() for line in lines]
-    assert drawn == [[[30, 50, 90], [10, 40, 70]], [[30, 50, 90], [10, 25, 55]], [[50], [40]]]  # raw, mean, clears
-    assert "1 clear" in lines[1].get_label() and tmp_path.name in lines[1].get_label()
+    assert drawn == [[[30, 50, 90], [10, 25, 55]], [[30, 50, 90], [10, 40, 70]], [[50], [-150]]]  # mean, games, clears
+    assert "1 clear" in lines[0].get_label() and "one" in lines[0].get_label() and not bands
+    m.plot_rewards(folders, tmp_path / "x.png", window=2)
+    assert len(lines) == 3 + 4 and len(bands) == 2
+    low, high = bands[0].get_paths()[0].get_extents().get_points()
+    np.testing.assert_allclose([low, high], [[30, 25 - 15 * 2**0.5], [90, 55 + 15 * 2**0.5]])

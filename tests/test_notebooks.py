@@ -16,7 +16,7 @@ from notebooks import FOLDER, ROOT, SCRIPTS
 
 GRID, MARIO = SCRIPTS
 PAGES = {name: nbformat.read(FOLDER / name, 4) for name in SCRIPTS}
-SHORT = {"TRAIN_STEPS": 600, "EPISODES": 2, "MAX_STEPS": 40, "UPDATES": 5, "LOOP_STEPS": 50, "TRIES": 1}
+SHORT = {"TRAIN_STEPS": 600, "EPISODES": 2, "MAX_STEPS": 40, "UPDATES": 5}
 SHOWN = {  # a reader must see and run these; of a class with "*" every method but those of checkpoints
     GRID: "Grid* Agent* AgentDoubleQ* AgentHasselt* run_episodes train_agent train_agent_doubleq greedy_path MOVES",
     MARIO: "MaxAndSkipEnv* ProcessFrame84* ImageToPyTorch* BufferWrapper* ScaledFloatFrame* make_env DQNSolver* "

@@ -124,8 +124,7 @@ def test_a_busy_machine_changes_no_number(small, tmp_path, monkeypatch):
 def test_bfloat16_is_used_where_the_processor_has_it_and_can_be_resumed(small, tmp_path, monkeypatch):
     for processor, has in (({}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=processor: found)
-        assert m.choose_device(m.Settings(device="cpu")) == ("cpu", has)
-        assert m.choose_device(m.Settings(device="cpu", bfloat16=False)) == ("cpu", False)
+        assert (m.DQNAgent(m.Settings()).bf16, m.DQNAgent(m.Settings(bfloat16=False)).bf16) == (has, False)
     flags = ["--bfloat16", "--steps", "80", "--learn-start", "20"]
     train(tmp_path / "whole", *flags)
     train(tmp_path / "run", *flags, at=50, stop=signal.SIGINT)
@@ -139,7 +138,7 @@ def test_bfloat16_is_used_where_the_processor_has_it_and_can_be_resumed(small, t
 def test_a_run_leaves_readable_files(tiny):
     settings, rows = json.loads((tiny / "settings.json").read_text()), m.read_rows(tiny)
     assert settings == json.loads(checkpoint(tiny, "network.pt")["settings"]) == asdict(m.Settings(**settings))
-    assert [row["episode"] for row in rows] == [*range(1, len(rows) + 1)] and all(row["loss"] > 0 for row in rows[1:])
+    assert [row["episode"] for row in rows] == [*range(1, len(rows) + 1)] and sum(row["loss"] > 0 for row in rows) > 1
     exact, half = checkpoint(tiny)["local_net"], checkpoint(tiny, "network.pt")["local_net"]
     assert exact.keys() == half.keys() and all(torch.equal(exact[name].half(), half[name]) for name in exact)
     with Image.open(tiny / "rewards.png") as picture:
@@ -153,7 +152,7 @@ def test_the_agent_learns_once_every_train_every_steps(every, envs, small, tmp_p
     updates, before = [], 0  # updates: at how many steps
     monkeypatch.setattr(m.DQNAgent, "experience_replay", lambda self: updates.append(self.steps) or self.learnt.append(
         (float(len(updates)), -float(len(updates)))))
-    rows = m.run(m.Settings(train_every=every, envs=envs, steps=121, device="cpu"), tmp_path / "run")
+    rows = m.run(m.Settings(train_every=every, envs=envs, steps=121), tmp_path / "run")
     assert len(updates) == (121 + envs - 1) // envs * envs // every
     for row in rows:
         now = sum(steps < row["env_steps"] for steps in updates)
@@ -189,26 +188,40 @@ def test_what_was_played_is_remembered_and_stands_in_the_table(noise, small, tmp
     assert sorted(table) == sorted(rows) and 20 <= len(rows) <= 21 and {0, 1} == {row[3] for row in rows} and slips > 3
 
 
-def test_openings_are_not_learnt_from_and_practice_begins_within_the_furthest_game(small, tmp_path, monkeypatch):
-    games, learnt_from, make, remember = [], [], m.next_episode, m.DQNAgent.remember
+def test_practice_begins_within_the_last_cleared_game(small, tmp_path, monkeypatch):
+    games, make = [], m.next_episode
 
-    def next_episode(agent, furthest):
-        games.append((make(agent, furthest), furthest))
-        return games[-1][0]
+    def next_episode(agent, won):
+        episode = make(agent, won)
+        games.append((episode, won, episode.actions.copy()))
+        return episode
     monkeypatch.setattr(m, "next_episode", next_episode)
-    monkeypatch.setattr(m.DQNAgent, "remember", lambda *args, **env: learnt_from.append(1) or remember(*args, **env))
-    small.death_at = 60
-    rows = m.run(m.Settings(practice=0.5, steps=3000, envs=2, device="cpu"), tmp_path / "run")
-    practice = [(game, furthest) for game, furthest in games if game.practice]
-    assert 0.3 < len(practice) / len(games) < 0.7
-    assert abs(len(games) - len(practice) - len(rows)) <= 2
-    for game, furthest in practice:
-        assert game.opening == furthest.actions[:len(game.opening)] and len(game.opening) < len(furthest.actions)
-    for game, _ in games:
-        assert game.actions[:len(game.opening)] == game.opening[:len(game.actions)]
-    furthest = [furthest.furthest_x for _, furthest in games]
-    assert furthest == sorted(furthest) and furthest[-1] >= max(row["furthest_x"] for row in rows)
-    assert 3000 - sum(len(game.opening) for game, _ in games) - 2 * 30 <= len(learnt_from) < 3000
+    small.death_at = 14
+    rows = m.run(m.Settings(practice=0.5, steps=3000, envs=2, train_noise="none"), tmp_path / "run")
+    first = next(k for k, (_, won, _) in enumerate(games) if won.cleared)
+    practice = [(won.actions, opening) for episode, won, opening in games if episode.practice]
+    assert first > 5 and not any(opening for _, _, opening in games[:first])
+    assert 0.3 < len(practice) / (len(games) - first) < 0.7
+    assert abs(len(games) - len(practice) - len(rows)) <= 2, "practice games have no row"
+    assert all(len(opening) < len(won) and opening == won[:len(opening)] for won, opening in practice)
+    assert len({id(won) for won, _ in practice}) > 5, "each clear takes the place of the one before"
+
+
+def test_an_opening_is_played_before_the_game_and_not_learnt_from(small, tmp_path, monkeypatch):
+    begun, learnt_from, begin, remember = [], [], m.begin, m.DQNAgent.remember
+
+    def begin_and_note(env, episode):
+        begun.append((len(episode.actions), *(made := begin(env, episode))))
+        return made
+    monkeypatch.setattr(m, "begin", begin_and_note)
+    monkeypatch.setattr(m.DQNAgent, "remember", lambda agent, state, *rest, **env: learnt_from.append(
+        state[-1, 0, 0]) or remember(agent, state, *rest, **env))
+    m.run(m.Settings(steps=100, envs=1, train_noise="noop", practice=0), tmp_path / "run")
+    assert len(learnt_from) == 100, "a step is one that is learnt from"
+    assert len({idle for idle, _, _ in begun}) > 5
+    for idle, state, info in begun[:-1]:
+        assert round(state[-1, 0, 0] * 255) == (40 * 7 + idle * 13) % 251 and state[-1, 0, 0] in learnt_from
+        assert info["x_pos"] == 40, "it has idled"
 
 
 def test_a_game_that_stands_still_is_cut_off_and_that_is_not_remembered_as_death(small, tmp_path, monkeypatch):

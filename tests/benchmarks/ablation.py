@@ -1,11 +1,10 @@
 """What does each ingredient of the default settings bring? One switched off at a time, from results/ablation.
 
     python tests/benchmarks/ablation.py --commands RUNS   prints the trainings to be made, one a line
-    python tests/benchmarks/ablation.py --collect RUNS    takes finished runs over from there: NAME-SEED
-    python tests/benchmarks/ablation.py                   the figure (ablation.png) and the table (ablation.json)
+    python tests/benchmarks/ablation.py --collect RUNS    makes ablation.json from the runs RUNS/NAME-SEED
+    python tests/benchmarks/ablation.py                   the figure (ablation.png) and the table, from ablation.json
 
-The default is the runs results/ablation/default-SEED, or, where there are none, "tutorial" of results/double, with
-one network instead of two as "single" there. A run differs from the default in what its settings.json says.
+A run differs from the default in what its settings.json says.
 (The runs that are there now were made with the program and the settings of commit 63b135f.)
 """
 import argparse
@@ -13,7 +12,7 @@ import json
 from pathlib import Path
 from statistics import fmean
 
-from double_or_not import at, rolling, take_over, write  # beside this file
+from double_or_not import rolling, summary, write  # beside this file
 
 import mario_ddqn as m
 
@@ -24,10 +23,8 @@ WITHOUT = {  # name of the run: flags
     "default": [], "one-network": ["--double", "single"], "one-step-returns": ["--n-step", 1],
     "unscaled-reward": ["--reward-scale", 1], "uniform-replay": ["--priority", 0], "jump-not-shown": ["--no-show-jump"],
     "no-flag-bonus": ["--flag-bonus", 0], "endless-patience": ["--patience", 10**6], "no-idle-starts": ["--train-noise",
-    "none"], "constant-learning-rate": ["--lr-end", m.Settings.lr], "no-practice": ["--practice", 0],
+    "none"], "constant-learning-rate": ["--lr-half", 10**9], "no-practice": ["--practice", 0],
     "no-hold": ["--hold", 1]}
-# What a run may differ in without being another ingredient; the last four are settings of commit 63b135f.
-ASIDE = {"seed", "steps", "episodes", "eval_every", "eval_episodes", "preset", "threads"}
 
 
 def commands(runs, seeds, steps):
@@ -36,27 +33,17 @@ def commands(runs, seeds, steps):
             print(m.command("--double", *flags, "--seed", seed, "--steps", steps, "--out", runs / f"{name}-{seed}"))
 
 
-def measure():
-    """One dict per run: the ingredient, what its settings differ in from the default ones, and how far it came."""
-    ours, double = RESULTS / "ablation", RESULTS / "double"
-    defaults = sorted(ours.glob("default-*")) or sorted(double.glob("tutorial-*"))
-    singles = [] if defaults[0].parent == ours else sorted(double.glob("single-*"))
-    default = {key: value for folder in defaults for key, value in read_settings(folder).items()}
-    found = []
-    for folder in dict.fromkeys([*defaults, *singles, *sorted(ours.glob("*-*/"))]):
-        name, seed = folder.name.rsplit("-", 1)
-        changed = {key: value for key, value in read_settings(folder).items()
-                   if key not in ASIDE and value != default[key]}
-        rows = m.read_rows(folder)
-        first = next((row["env_steps"] for row in rows if row["cleared"] and row["env_steps"] <= LAST), None)
-        found.append({"name": "default" if folder in defaults else name.replace("-", " "),
-                      "seed": int(seed), "changed": changed, "folder": str(folder.relative_to(RESULTS)),
-                      "first_clear": first, **at(rows, MARKS)})
+def collect(runs):
+    """One dict per run in that folder: the ingredient, what its settings differ in from the default ones, and how far
+    it came."""
+    default, found = json.loads((runs / "default-0" / "settings.json").read_text()), []
+    for network in sorted(runs.glob("*-*/network.pt")):
+        name, seed = network.parent.name.rsplit("-", 1)
+        settings = json.loads((network.parent / "settings.json").read_text())
+        changed = {key: value for key, value in settings.items() if value != default[key] and key != "seed"}
+        found.append({"name": name.replace("-", " "), "seed": int(seed), "changed": changed,
+                      **summary(m.read_rows(network.parent), MARKS)})
     return found
-
-
-def read_settings(folder):
-    return json.loads((folder / "settings.json").read_text())
 
 
 def by_name(found):
@@ -93,8 +80,7 @@ def draw(found):
     steps = m.np.arange(12_000, LAST + 1, 500)
     for k, (name, part) in enumerate(runs.items()):
         color, width = ("black", 3) if name == "default" else (m.COLOURS[(k - 1) % len(m.COLOURS)], 1.6)
-        ways = [m.np.interp(steps, *[*zip(*rolling(m.read_rows(RESULTS / run["folder"])), strict=True)][:2],
-                            left=m.np.nan) for run in part]
+        ways = [m.np.interp(steps, *[*zip(*rolling(run), strict=True)][:2], left=m.np.nan) for run in part]
         curves.plot(steps, m.np.mean(ways, axis=0), color=color, linewidth=width, label=f"{name} ({len(part)} seeds)",
                     linestyle="-" if k <= len(m.COLOURS) else "--")
         for run in part:
@@ -117,14 +103,13 @@ def main():
     parser.add_argument("--commands", type=Path, metavar="RUNS", help="print the trainings, with their folders there")
     parser.add_argument("--seeds", type=int, default=2, help="of --commands (default: 2)")
     parser.add_argument("--steps", type=int, default=LAST, help=f"of --commands (default: {LAST})")
-    parser.add_argument("--collect", type=Path, metavar="RUNS", help="take the runs in this folder over first")
+    parser.add_argument("--collect", type=Path, metavar="RUNS", help="the folder of the finished runs")
     args = parser.parse_args()
     if args.commands:
         return commands(args.commands, args.seeds, args.steps)
-    for network in sorted(args.collect.glob("*-*/rewards.png")) if args.collect else ():  # it comes last
-        take_over(network.parent, RESULTS / "ablation")
-    found = measure()
-    write(RESULTS / "ablation" / "ablation.json", found)
+    if args.collect:
+        write(RESULTS / "ablation" / "ablation.json", collect(args.collect))
+    found = json.loads((RESULTS / "ablation" / "ablation.json").read_text())
     draw(found)
     print(table(found))
 

@@ -1,20 +1,19 @@
 """Does "double" help Mario? Single, the tutorial's double and van Hasselt's, all else equal, from results/double.
 
-    python tests/benchmarks/double_or_not.py                   the figure (double.png) and the tables (double.json)
-    python tests/benchmarks/double_or_not.py --collect RUNS    first takes finished runs over from there: RULE-SEED
+    python tests/benchmarks/double_or_not.py                   the figure (double.png) and the tables, from double.json
+    python tests/benchmarks/double_or_not.py --collect RUNS    first makes double.json from the runs RUNS/RULE-SEED
 
 Each run is made by mario_ddqn.py with its default settings, but 160,000 steps, one for every rule and seed:
 
     python mario_ddqn.py --double single --seed 0 --steps 160000 --out RUNS/single-0
 
-`--collect` copies its rows and settings and lets its network play 50 greedy games after idle starts, which gives its
-clear rate and the overestimate: the mean Q of the greedy actions it played, less the mean discounted return that
-followed them, in points (van Hasselt, Guez and Silver 2016, figure 3).
+`--collect` keeps steps, return and clear of each episode, and lets the network play 50 greedy games after idle starts.
+They give its clear rate and the overestimate: the mean Q of the greedy actions it played, less the mean discounted
+return that followed them, in points (van Hasselt, Guez and Silver 2016, figure 3).
 (The runs that are there now were made with the program and the settings of commit 63b135f.)
 """
 import argparse
 import json
-import shutil
 import sys
 from itertools import accumulate
 from pathlib import Path
@@ -37,17 +36,18 @@ def play(network, games, seed=0):
     _, q_values, settings = m.load_network(network)
     env, cleared, found = m.make_env(settings.stage, settings.show_jump), 0, []
     for number in m.tqdm(range(games), unit="game"):
-        episode, values, returns = m.Episode(m.np.random.default_rng([seed, number]), "noop"), [], [0.0]
+        episode, values, returns = m.Episode(m.np.random.default_rng([seed, number]), "noop"), [], []
 
-        def show(info, episode, q, values=values, returns=returns):
+        def show(picture, state, q, episode, values=values, returns=returns):
             values.append(q.max() / settings.reward_scale)
             returns.append(episode.total_reward)
 
         end, _ = m.play_episode(env, q_values, episode, show)
         cleared += end == "cleared"
+        values.pop()  # the end is no choice
         returns[-1] += settings.flag_bonus * (end == "cleared")
         last = len(values) - 100 * (end == "out of time")  # a game that was broken off has no whole returns at its end
-        pairs = discounted(values, m.np.diff(returns), settings.gamma)[len(episode.opening):last]
+        pairs = discounted(values, m.np.diff(returns), settings.gamma)[:last]
         found += [m.np.mean(pairs, axis=0)] if pairs else []
     return cleared, *m.np.mean(found, axis=0).tolist()
 
@@ -59,24 +59,26 @@ def discounted(values, rewards, gamma):
 
 
 def collect(runs, games):
+    """One dict per run in that folder."""
+    found = []
     for network in sorted(runs.glob("*-*/network.pt")):
-        if network.parent.name.split("-")[0] in NAMES:
-            folder = take_over(network.parent, DATA)
-            cleared, q, came = play(network, games)
-            write(folder / "evaluation-noop.json",
-                  {"episodes": games, "cleared": cleared, "q": q, "discounted_return": came})
+        rule, seed = network.parent.name.split("-")
+        cleared, q, came = play(network, games)
+        found.append({"rule": rule, "seed": int(seed), **summary(m.read_rows(network.parent), MARKS),
+                      "greedy_clears": cleared, "greedy_episodes": games, "q": q, "discounted_return": came,
+                      "overestimate": q - came})
+    return found
 
 
-def take_over(run, data):
-    """Copies the rows and settings of a run into a folder of its name. Returns that."""
-    (folder := data / run.name).mkdir(parents=True, exist_ok=True)
-    for name in ("episodes.csv", "settings.json"):
-        shutil.copy(run / name, folder)
-    return folder
+def summary(rows, marks):
+    """What is kept of the rows of a run: its first clear, its figures at the marks, and the columns of its curve."""
+    first = next((row["env_steps"] for row in rows if row["cleared"]), None)
+    curve = {name: [row[name] for row in rows] for name in ("env_steps", "return", "cleared")}
+    return {"first_clear": first, **at(rows, marks), **curve}
 
 
-def write(path, content):
-    m.write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+def write(path, found):
+    m.write_atomically(path, ("[" + ",\n".join(map(json.dumps, found)) + "]\n").encode())  # a line for each run
 
 
 def last_hundred(rows, mark):
@@ -84,11 +86,10 @@ def last_hundred(rows, mark):
     return [row for row in rows if row["env_steps"] <= mark][-100:]
 
 
-def rolling(rows, window=100):
+def rolling(run, window=100):
     """(steps, mean return, share cleared) of the last `window` episodes, at the end of each episode after them."""
-    for k in range(window, len(rows) + 1):
-        last = rows[k - window:k]
-        yield last[-1]["env_steps"], fmean(row["return"] for row in last), fmean(row["cleared"] for row in last)
+    for k in range(window, len(run["return"]) + 1):
+        yield run["env_steps"][k - 1], fmean(run["return"][k - window:k]), fmean(run["cleared"][k - window:k])
 
 
 def at(rows, marks):
@@ -99,21 +100,6 @@ def at(rows, marks):
         figures[f"return at {mark}"] = fmean(row["return"] for row in last)
         figures[f"clears at {mark}"] = sum(row["cleared"] for row in last)
     return figures
-
-
-def measure():
-    """One dict per run, from the files in results/double."""
-    found = []
-    for folder in sorted(DATA.glob("*-*")):
-        rule, seed = folder.name.split("-")
-        rows = m.read_rows(folder)
-        games = json.loads((folder / "evaluation-noop.json").read_text())
-        first = next((row["env_steps"] for row in rows if row["cleared"]), None)
-        found.append({"rule": rule, "seed": int(seed), "steps": rows[-1]["env_steps"], "first_clear": first,
-                      **at(rows, MARKS), "greedy_clears": games["cleared"], "greedy_episodes": games["episodes"],
-                      "q": games["q"], "discounted_return": games["discounted_return"],
-                      "overestimate": games["q"] - games["discounted_return"]})
-    return found
 
 
 def band(values):
@@ -152,7 +138,7 @@ def draw(found):
     for k, run in enumerate(found):
         label = NAMES[run["rule"]] if run["rule"] != found[k - 1]["rule"] else None
         style = {"color": COLOURS[run["rule"]], "label": label}
-        steps, mean_return, share = zip(*rolling(m.read_rows(DATA / f"{run['rule']}-{run['seed']}")), strict=True)
+        steps, mean_return, share = zip(*rolling(run), strict=True)
         returns.plot(steps, mean_return, linewidth=1.4, **style)
         clears.plot(steps, [100 * value for value in share], linewidth=1.4, **style)
         values.plot(run["discounted_return"], run["q"], "o", markersize=9, **style)
@@ -174,13 +160,12 @@ def draw(found):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--collect", type=Path, metavar="RUNS", help="take the runs in this folder over first")
+    parser.add_argument("--collect", type=Path, metavar="RUNS", help="the folder of the finished runs")
     parser.add_argument("--games", type=int, default=50, help="greedy games of each run (default: 50)")
     args = parser.parse_args()
     if args.collect:
-        collect(args.collect, args.games)
-    found = measure()
-    write(DATA / "double.json", found)
+        write(DATA / "double.json", collect(args.collect, args.games))
+    found = json.loads((DATA / "double.json").read_text())
     draw(found)
     print(table(found))
 

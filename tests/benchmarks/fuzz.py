@@ -80,7 +80,8 @@ def fuzz(inputs):
     """Half are command lines, half damaged files in the working directory. Returns their counts and the failures."""
     ended = ("died", 40, mock.Mock(total_reward=0.0, furthest_x=40))
     parts = {"make_env": lambda *_: Toy(), "DQNSolver": small_network, "play": lambda *_: [ended],
-             "play_episode": mock.Mock(side_effect=KeyboardInterrupt), "write_clip": mock.Mock()}
+             "play_episode": mock.Mock(side_effect=KeyboardInterrupt), "open_window": mock.Mock(),
+             "write_clip": mock.Mock()}
 
     def damaged(drawn):
         name, how = drawn

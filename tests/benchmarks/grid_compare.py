@@ -2,7 +2,8 @@
 
     python tests/benchmarks/grid_compare.py      (under a minute on two cores)
 
-The figure goes to grid_compare.png, all numbers go to grid_compare.json. README and notebook 1 show them.
+The figure goes to grid_compare.png, all numbers go to grid_compare.json. The results page and notebook 1 show
+them.
 """
 import argparse
 import itertools
@@ -134,6 +135,20 @@ def comparison_table(rows):
             median_span(row["best_since"]), str(row["best_since"].count(None)),
             f"{100 * share[0]:.1f} ± {100 * share[1]:.1f}", f"{value[0] - row['true_value']:+.2f} ± {value[1]:.2f}",
         ])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def differences_table(rows):
+    """Take the rows of `compare`. Return a table of the double rules less Q-learning, seed by seed."""
+    heads = ("world", "learner", "normalised reward", "best path, points of %", "value of the start")
+    lines = [heads, ["---"] * len(heads)]
+    for row in rows:
+        base, cells = next(other for other in rows if other["world"] == row["world"]), []  # Q-learning is the first
+        for key, scale, digits in (("reward", 1, 3), ("best_share", 100, 1), ("value", 1, 2)):
+            mean, half = mean_band([scale * (a - b) for a, b in zip(row[key], base[key], strict=True)])
+            cells.append(f"{mean:+.{digits}f} ± {half:.{digits}f}")
+        if row is not base:
+            lines.append([row["world"], row["learner"], *cells])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 

@@ -31,8 +31,7 @@ MUTANTS = [  # what stands in the program, what is put in its place, the files t
     ("np.minimum(self.rng.zipf(2.0, begins.sum()), self.settings.hold)", "1", "A"),
     ("        left[explores] -= 1\n", "", "A"),
     ("            self.held[1, env] = 0", "            pass", "A"),
-    ("if len(episodes[e].actions) > len(episodes[e].opening):", "if True:", "R"),
-    ("furthest = max(episodes[e], furthest,", "furthest = min(episodes[e], furthest,", "R"),
+    ("won = episodes[e] if episodes[e].cleared", "won = episodes[e] if not episodes[e].cleared", "R"),
     ("< agent.settings.practice", "> agent.settings.practice", "R"),
     ("                    if not episodes[e].practice:", "                    if True:", "R"),
     # 2. Environment
@@ -82,7 +81,7 @@ MUTANTS = [  # what stands in the program, what is put in its place, the files t
     ("torch.random.fork_rng(devices=[])", "contextlib.nullcontext()", "A"),
     ("deepcopy(self.local_net)", "self.local_net", "A"),
     ("updates * settings.train_every / settings.steps", "updates / settings.steps", "A"),
-    ("settings.lr_end / settings.lr - 1", "settings.lr_end / settings.lr", "A"),
+    ("updates / settings.lr_half", "2 * updates / settings.lr_half", "A"),
     ("max(self.settings.eps_min, self.settings.eps_decay**self.updates)", "self.settings.eps_decay**self.updates", "A"),
     ("self.q_values(states).argmax(1)", "self.q_values(states).argmin(1)", "A"),
     ("self.rng.random(len(states)) <", "self.rng.random(1).repeat(len(states)) <", "A"),

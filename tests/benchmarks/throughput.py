@@ -113,7 +113,7 @@ def mario(tick, name, folder):
             return super().act(states)
 
     m.DQNAgent = Agent
-    always = {"double": "tutorial", "envs": 8, "eps_decay": 0.0, "episodes": 10**6, "steps": 0, "device": "cpu"}
+    always = {"double": "tutorial", "envs": 8, "eps_decay": 0.0, "episodes": 10**6, "steps": 0}
     m.run(m.Settings(**same_work | always), Path(folder, "run " + name))
 
 
@@ -179,7 +179,7 @@ def measure(seconds, rounds):
                 process.kill()
                 process.join()
     return {"cores": CORES, "system": platform.system(), "python": platform.python_version(),
-            "torch": torch.__version__, "bf16": bool(m.choose_device(m.Settings(device="cpu"))[1]), "load": load,
+            "torch": torch.__version__, "bf16": m.DQNAgent(m.Settings()).bf16, "load": load,
             "seconds": seconds, "loops": LOOPS, "steps_per_second": raw}
 
 

@@ -1,0 +1,95 @@
+"""How often do trainings with the default settings clear World 1-1? The reward curves and the tables of some seeds.
+
+    python tests/benchmarks/clear_rates.py --commands RUNS   prints the trainings and evaluations to be made
+    python tests/benchmarks/clear_rates.py                   the figure (rewards.png) and the tables
+
+The runs are those in results/training: settings.json, episodes.csv and the evaluations of each, from RUNS/seed-N.
+"""
+import argparse
+import json
+import sys
+from pathlib import Path
+from statistics import fmean
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT)]
+import mario_ddqn as m  # noqa: E402
+
+DATA = ROOT / "results" / "training"
+MARKS = (25_000, 50_000, 100_000, 200_000, m.Settings.steps)
+NOISES = {"noop": "after 0 to 30 idle steps", "epsilon": "with 5 % random actions", "sticky": "with sticky actions"}
+
+
+def commands(runs, seeds):
+    for seed in range(seeds):
+        run = runs / f"seed-{seed}"
+        print(m.command("--double", "--seed", seed, "--out", run))
+        for noise in m.NOISES:
+            print(m.command("--evaluate", run, "--noise", noise))
+
+
+def trainings(data=DATA):
+    """{name: (rows, {noise: evaluation})} of the trainings in that folder that are evaluated."""
+    found = {}
+    for run in sorted(path.parent for path in data.glob("*/evaluation-noop.json")):
+        evaluations = [json.loads(path.read_text()) for path in run.glob("evaluation-*.json")]
+        found[run.name] = m.read_rows(run), {evaluation["noise"]: evaluation for evaluation in evaluations}
+    return found
+
+
+def at(mark):
+    """After so many steps: the minutes, and of the last 100 games the mean return and the clears; a list by seed."""
+    minutes, returns, clears = [], [], []
+    for rows, _ in trainings().values():
+        last = [row for row in rows if row["env_steps"] <= mark][-100:]
+        minutes.append(last[-1]["seconds"] / 60)
+        returns.append(fmean(row["return"] for row in last))
+        clears.append(sum(row["cleared"] for row in last))
+    return minutes, returns, clears
+
+
+def way_table():
+    """How far the training games of each seed came."""
+    lines = ["| after | minutes | mean return of the last 100 games | cleared of them |", "| --- " * 4 + "|"]
+    for mark in MARKS:
+        cells = (" · ".join(f"{value:,.0f}" for value in values) for values in at(mark))
+        lines.append(f"| {mark:,} steps | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def rates_table(data=DATA):
+    """How often the network of each training clears the level."""
+    lines = ["| run | steps | games | return | first clear | `none` | `noop` | `epsilon` | `sticky` |",
+             "| --- " * 9 + "|"]
+    for name, (rows, found) in trainings(data).items():
+        clears = (f"{row['env_steps']:,} steps, {row['seconds'] / 60:.0f} min" for row in rows if row["cleared"])
+        last = fmean(row["return"] for row in rows[-100:])
+        cells = [name, f"{rows[-1]['env_steps']:,}", f"{len(rows):,}", f"{last:,.0f}", next(clears, "none")]
+        for noise in m.NOISES:
+            text = "{cleared} of {episodes}" if noise == "none" else "{cleared} of {episodes} ({:.0%} to {:.0%})"
+            cells.append(text.format(*found[noise]["wilson_95"], **found[noise]) if noise in found else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def means():
+    """One sentence: the share of games cleared, mean over the seeds, for each noise."""
+    found = [evaluations for _, evaluations in trainings().values()]
+    shares = {noise: fmean(one[noise]["cleared"] / one[noise]["episodes"] for one in found) for noise in NOISES}
+    said = ", ".join(f"{100 * shares[noise]:.0f} % {words}" for noise, words in NOISES.items())
+    return f"Games cleared, mean over {len(found)} trainings: {said}."
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--commands", type=Path, metavar="RUNS", help="print the commands, with their folders there")
+    parser.add_argument("--seeds", type=int, default=5, help="of --commands (default: 5)")
+    args = parser.parse_args()
+    if args.commands:
+        return commands(args.commands, args.seeds)
+    m.plot_rewards([DATA / name for name in trainings()], DATA / "rewards.png")
+    print(way_table(), rates_table(), means(), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
