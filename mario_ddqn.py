@@ -84,7 +84,7 @@ class Settings:
     gamma: float = setting(0.95, "discount γ of one step", 0, 1)
     n_step: int = setting(5, "rewards summed before the network's estimate takes over", 1, 100)
     lr: float = setting(2.5e-4, "learning rate of Adam at the start", 1e-8, 1)
-    lr_half: int = setting(5_000, "updates after which it is half of that: lr / (1 + updates / lr_half)", 1, 10**9)
+    lr_end: float = setting(1e-5, "learning rate at the end of --steps", 1e-8, 1)
     batch: int = setting(32, "transitions per update", 1, 4096)
     train_every: int = setting(4, "environment steps per update", 1, 10_000)
     copy_every: int = setting(500, "updates between two copies to the target network", 1, 10**9)
@@ -95,12 +95,11 @@ class Settings:
     flag_bonus: float = setting(50.0, "points for the flag, which the game pays none for", 0, 1000)
     eps_decay: float = setting(0.9995, "factor on ε per update, from 1 on", 0, 1)
     eps_min: float = setting(0.02, "last ε", 0, 1)
-    hold: int = setting(16, "longest hold of a random action in steps; 1: plain ε-greedy", 1, 1000)
     train_noise: str = setting("noop", "noise in the training games, as --noise", choices=NOISES)
     practice: float = setting(0.25, "share of training games that begin within the last cleared one", 0, 1)
     patience: int = setting(150, "steps without progress that end a training game", 1, 10**6)
     episodes: int = setting(10_000, "stop after so many episodes", 1, 10**6)
-    steps: int = setting(300_000, "stop after so many environment steps; 0: no limit", 0, 10**9)
+    steps: int = setting(400_000, "stop after so many environment steps; 0: no limit", 0, 10**9)
     stage: str = setting("1-1", "world and stage", choices=STAGES)
     show_jump: bool = setting(True, "draw a line while the jump button is down", choices=(True, False))
     envs: int = setting(8, "games side by side", 1, 64)
@@ -123,8 +122,8 @@ class Settings:
 
 PRESETS = {
     "tutorial": {  # the tutorial's settings, to the letter
-        "envs": 1, "gamma": 0.90, "lr": 2.5e-4, "lr_half": 10**9, "batch": 32, "memory": 30_000,
-        "train_every": 1, "copy_every": 5_000, "eps_decay": 0.99, "eps_min": 0.02, "hold": 1,
+        "envs": 1, "gamma": 0.90, "lr": 2.5e-4, "lr_end": 2.5e-4, "batch": 32, "memory": 30_000,
+        "train_every": 1, "copy_every": 5_000, "eps_decay": 0.99, "eps_min": 0.02,
         "episodes": 10_000, "steps": 0, "n_step": 1, "reward_scale": 1.0, "flag_bonus": 0.0, "priority": 0.0,
         "learn_start": 32, "train_noise": "none", "practice": 0.0, "patience": 10**6, "show_jump": False,
         "bfloat16": False},
@@ -446,12 +445,15 @@ class DQNAgent:
             self.local_net = DQNSolver(input_shape, n_actions).to(self.device, memory_format=torch.channels_last)
         self.target_net = self.local_net if settings.double == "single" else deepcopy(self.local_net)
         self.optimizer = torch.optim.Adam(self.local_net.parameters(), lr=settings.lr, fused=True)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda updates: 1 / (1 + updates / settings.lr_half))
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.lr_factor)
         self.memory = ReplayMemory(settings.memory, settings.envs, settings.n_step, settings.gamma)
-        self.held = np.zeros((2, settings.envs), np.int64)  # each game's random action, and how long it still lasts
         self.steps, self.updates = 0, 0
         self.learnt = []  # (loss, mean Q) of the updates since the last row
+
+    def lr_factor(self, updates):
+        """The learning rate falls by the same factor with each update, from `lr` to `lr_end` at the last step."""
+        done = min(1.0, updates * self.settings.train_every / (self.settings.steps or math.inf))
+        return (self.settings.lr_end / self.settings.lr) ** done
 
     @property
     def epsilon(self):
@@ -464,23 +466,14 @@ class DQNAgent:
         return self.local_net(torch.from_numpy(states).to(self.device)).cpu().numpy()
 
     def act(self, states):
-        """ε-greedy on the local network: states (E, 4, 84, 84) float32 -> actions (E,) int64.
-
-        A random action is held for k steps, P(k) ~ 1/k² and k at most `hold` (Dabney et al. 2020, section 4): high
-        pipes need the jump button held, which a new random action at each step almost never does."""
-        action, left = self.held[:, :len(states)]                         # (E,) each
-        begins = (left == 0) & (self.rng.random(len(states)) < self.epsilon)
-        action[begins] = self.rng.integers(self.n_actions, size=begins.sum())
-        left[begins] = np.minimum(self.rng.zipf(2.0, begins.sum()), self.settings.hold)
-        explores = left > 0
-        left[explores] -= 1
-        return np.where(explores, action, self.q_values(states).argmax(1))
+        """ε-greedy on the local network: states (E, 4, 84, 84) float32 -> actions (E,) int64."""
+        explores = self.rng.random(len(states)) < self.epsilon                 # (E,)
+        random_actions = self.rng.integers(self.n_actions, size=len(states))   # (E,)
+        return np.where(explores, random_actions, self.q_values(states).argmax(1))
 
     def remember(self, state, action, reward, next_state, terminal, truncated=False, env=0):
         """One transition of emulator `env` into the replay memory."""
         self.memory.push(state, action, reward * self.settings.reward_scale, next_state, terminal, truncated, env)
-        if terminal or truncated:
-            self.held[1, env] = 0
 
     def recall(self):
         """A batch of tensors: state, action, reward, next_state, terminal, discount (see ReplayMemory.sample)."""
@@ -539,14 +532,14 @@ class DQNAgent:
     def state_dict(self):
         """All that its next action and update depend on, for a checkpoint."""
         return {**{name: getattr(self, name).state_dict() for name in self.PARTS},
-                "held": torch.from_numpy(self.held), "steps": self.steps, "updates": self.updates,
+                "steps": self.steps, "updates": self.updates,
                 "learnt": self.learnt, "generator": self.rng.bit_generator.state}
 
     def load_state_dict(self, saved):
         for name in self.PARTS:
             getattr(self, name).load_state_dict(saved[name])
         self.steps, self.updates, self.learnt = int(saved["steps"]), int(saved["updates"]), list(saved["learnt"])
-        self.rng.bit_generator.state, self.held[:] = saved["generator"], saved["held"].numpy()
+        self.rng.bit_generator.state = saved["generator"]
 
 
 # ===== 5. Training loop. In: the settings. Out: a folder with settings, a CSV row per game, checkpoints, a plot.

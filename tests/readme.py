@@ -52,7 +52,7 @@ def settings(table):
     def fill(match):
         name = match[1].replace("-", "_")
         both = [str(value) for value in (m.PRESETS["tutorial"][name], getattr(m.Settings, name))]
-        words = {"True": "yes", "False": "no", str(10**6): "no limit", str(10**9): "constant"}
+        words = {"True": "yes", "False": "no", str(10**6): "no limit"}
         return f"| `--{match[1]}` | " + " | ".join(words.get(value, value) for value in both) + " |"
     return re.sub(r"^\| `--([a-z-]+)` \|[^|]*\|[^|]*\|", fill, table, flags=re.M)
 

@@ -19,7 +19,7 @@ SHAPE = (4, 36, 36)
 def make_agent(n_actions=3, **changes):
     """An agent with plain settings: one game, one step, no scale, uniform replay."""
     settings = Settings(**{"envs": 1, "n_step": 1, "gamma": 0.9, "reward_scale": 1.0, "priority": 0.0, "memory": 1000,
-                           "learn_start": 8, "batch": 8, "hold": 1, "bfloat16": False, **changes})
+                           "learn_start": 8, "batch": 8, "bfloat16": False, **changes})
     agent = DQNAgent(settings, SHAPE, n_actions)
     agent.memory = ReplayMemory(settings.memory, settings.envs, settings.n_step, settings.gamma, SHAPE[1:])
     return agent
@@ -192,13 +192,13 @@ def test_epsilon_follows_the_tutorials_schedule_once_per_update():
         agent.experience_replay()
 
 
-def test_the_learning_rate_falls_to_a_half_a_third_a_quarter():
-    agent, seen = filled_agent(lr=1e-3, lr_half=2), []
+@pytest.mark.parametrize("steps, rates", [(16, [1.6e-3, 8e-4, 4e-4, 2e-4, 1e-4, 1e-4]), (0, [1.6e-3] * 6)])
+def test_the_learning_rate_falls_by_the_same_factor_until_the_last_step(steps, rates):
+    agent, seen = filled_agent(lr=1.6e-3, lr_end=1e-4, steps=steps, train_every=4), []
     agent.optimizer.register_step_post_hook(lambda optimizer, *_: seen.append(optimizer.param_groups[0]["lr"]))
-    for _ in range(7):
+    for _ in rates:
         agent.experience_replay()
-    np.testing.assert_allclose(seen[::2], [1e-3, 1e-3 / 2, 1e-3 / 3, 1e-3 / 4])
-    assert seen == sorted(seen, reverse=True)
+    np.testing.assert_allclose(seen, rates)
 
 
 # ===== Acting, seeds, the network
@@ -219,23 +219,6 @@ def test_act_explores_with_probability_epsilon_uniformly_and_is_greedy_otherwise
     if epsilon == 1:  # and choose independently
         pairs = Counter(map(tuple, actions.tolist()))
         assert len(pairs) == 25 and max(pairs.values()) < 130
-
-
-def test_a_random_action_is_held_as_long_as_drawn_and_not_beyond_its_episode():
-    agent, state = make_agent(5, envs=1, hold=4, eps_min=1.0), np.zeros((1, *SHAPE), np.float32)
-    lengths, last = [], None
-    for _ in range(4000):
-        begins = bool(agent.held[1, 0] == 0)
-        action = agent.act(state)[0]
-        assert begins or action == last
-        last = action
-        lengths += [agent.held[1, 0] + 1] * begins
-    shares = np.bincount(lengths, minlength=5)[1:] / len(lengths)
-    np.testing.assert_allclose(shares, [0.608, 0.152, 0.068, 0.172], atol=0.03)  # 6 / (π k)², the rest at 4
-    for terminal, truncated, left in ((False, False, 3), (True, False, 0), (False, True, 0)):
-        agent.held[1, 0] = 3
-        agent.remember(state[0], 0, 0.0, state[0], terminal, truncated)
-        assert agent.held[1, 0] == left
 
 
 def test_the_seed_decides_weights_actions_and_batches_and_touches_no_other_generator():
@@ -286,7 +269,7 @@ PROBES = {  # actions, colours (None: either), reward(t, colour, action), {colou
                                         *((name, "hasselt") for name in list(PROBES)[2:])])
 def test_the_agent_learns_the_known_q_values(name, rule):
     n_actions, colours, reward, known, updates = PROBES[name]
-    agent = make_agent(n_actions, double=rule, gamma=0.5, lr=1e-3, lr_half=10**9, batch=16, copy_every=5, eps_decay=1.0,
+    agent = make_agent(n_actions, double=rule, gamma=0.5, lr=1e-3, lr_end=1e-3, batch=16, copy_every=5, eps_decay=1.0,
                        learn_start=32, seed=1)
     rng = np.random.default_rng(0)
     while agent.updates < updates:

@@ -23,8 +23,7 @@ WITHOUT = {  # name of the run: flags
     "default": [], "one-network": ["--double", "single"], "one-step-returns": ["--n-step", 1],
     "unscaled-reward": ["--reward-scale", 1], "uniform-replay": ["--priority", 0], "jump-not-shown": ["--no-show-jump"],
     "no-flag-bonus": ["--flag-bonus", 0], "endless-patience": ["--patience", 10**6], "no-idle-starts": ["--train-noise",
-    "none"], "constant-learning-rate": ["--lr-half", 10**9], "no-practice": ["--practice", 0],
-    "no-hold": ["--hold", 1]}
+    "none"], "constant-learning-rate": ["--lr-end", m.Settings.lr], "no-practice": ["--practice", 0]}
 
 
 def commands(runs, seeds, steps):
