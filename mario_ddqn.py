@@ -100,7 +100,7 @@ class Settings:
     patience: int = setting(150, "steps without progress that end a training game", 1, 10**6)
     episodes: int = setting(10_000, "stop after so many episodes", 1, 10**6)
     steps: int = setting(400_000, "stop after so many environment steps; 0: no limit", 0, 10**9)
-    stage: str = setting("1-1", "world and stage", choices=STAGES)
+    stage: str = setting("1-1", "world and stage; several, as 1-1,1-2, share the games out", choices=STAGES)
     show_jump: bool = setting(True, "draw a line while the jump button is down", choices=(True, False))
     envs: int = setting(8, "games side by side", 1, 64)
     seed: int = setting(0, "start of the random generator", 0, 2**31)
@@ -110,7 +110,8 @@ class Settings:
         for spec in fields(self):
             flag, value = "--" + spec.name.replace("_", "-"), getattr(self, spec.name)
             low, high, choices = (spec.metadata[name] for name in ("low", "high", "choices"))
-            if choices and value not in choices:
+            given = value.split(",") if spec.name == "stage" and isinstance(value, str) else [value]
+            if choices and not all(choice in choices for choice in given):
                 raise UserError(f"{flag}: {value!r} is not one of {', '.join(map(str, choices))}")
             if not choices and not (type(value) in (int, spec.type) and low <= value <= high):
                 kind = "whole number" if spec.type is int else "number"
@@ -118,6 +119,8 @@ class Settings:
         if self.memory < 2 * max(self.learn_start, self.envs * (self.n_step + 8)):
             raise UserError(f"--memory {self.memory} is too small for --learn-start {self.learn_start}, "
                             f"--n-step {self.n_step} and --envs {self.envs}")
+        if self.envs < len(self.stage.split(",")):
+            raise UserError(f"--envs {self.envs} is too small for --stage {self.stage}: each needs a game")
 
 
 PRESETS = {
@@ -545,8 +548,8 @@ class DQNAgent:
 # ===== 5. Training loop. In: the settings. Out: a folder with settings, a CSV row per game, checkpoints, a plot.
 
 FORMAT = 2  # of last.pt and network.pt: one more with every change that older files do not fit
-COLUMNS = {"episode": int, "env_steps": int, "seconds": float, "return": float, "length": int, "furthest_x": int,
-           "cleared": int, "epsilon": float, "mean_q": float, "loss": float}
+COLUMNS = {"episode": int, "stage": str, "env_steps": int, "seconds": float, "return": float, "length": int,
+           "furthest_x": int, "cleared": int, "epsilon": float, "mean_q": float, "loss": float}
 CHECKPOINT_SECONDS = 600
 
 
@@ -669,29 +672,31 @@ def restore(folder, agent, games):
 
 
 def next_episode(agent, won):
-    """A new training game. Once a game was cleared, some are practice: they begin at a random step of the last cleared
-    one, because the end of the level is reached late and seldom."""
+    """A new training game. Once the stage was cleared, some are practice: they begin at a random step of `won`, the
+    last cleared game there, because the end of the level is reached late and seldom."""
     episode = Episode(agent.rng, agent.settings.train_noise)
     if won.cleared and agent.rng.random() < agent.settings.practice:
         episode.actions, episode.practice = won.actions[:agent.rng.integers(len(won.actions))], True
     return episode
 
 
-def make_row(number, seconds, agent, episode):
+def make_row(number, stage, seconds, agent, episode):
     """The row of an episode that has ended. Loss and Q are means over the updates since the row before."""
     loss, mean_q = np.mean(agent.learnt or [(math.nan, math.nan)], axis=0)
     agent.learnt = []
-    values = (number, agent.steps, seconds, episode.total_reward, len(episode.actions), episode.furthest_x,
-              int(episode.cleared), agent.epsilon, float(mean_q), float(loss))
-    return {name: round(value, 5) for name, value in zip(COLUMNS, values, strict=True)}
+    values = (number, stage, agent.steps, round(seconds, 5), episode.total_reward, len(episode.actions),
+              episode.furthest_x, int(episode.cleared), round(agent.epsilon, 5), round(mean_q, 5), round(loss, 5))
+    return dict(zip(COLUMNS, values, strict=True))
 
 
 def run(settings, folder, resume=False):
     """Trains: writes a new run into `folder`, or continues the one there. Returns its rows, a dict per game."""
     agent = DQNAgent(settings)
-    envs = [make_env(settings.stage, settings.show_jump) for _ in range(settings.envs)]
-    *episodes, won = (Episode(agent.rng, settings.train_noise) for _ in range(settings.envs + 1))
-    rows, seconds = restore(folder, agent, [*episodes, won]) if resume else ([], 0.0)
+    stages = list(itertools.islice(itertools.cycle(settings.stage.split(",")), settings.envs))  # of each game
+    envs = [make_env(stage, settings.show_jump) for stage in stages]
+    episodes = [Episode(agent.rng, settings.train_noise) for _ in stages]
+    won = {stage: Episode(agent.rng, settings.train_noise) for stage in settings.stage.split(",")}  # the last clear
+    rows, seconds = restore(folder, agent, [*episodes, *won.values()]) if resume else ([], 0.0)
     print(f"{folder}: learning on {agent.device}, with {agent.memory.frames.nbytes / 1e9:.2f} GB of replay memory")
     folder.mkdir(parents=True, exist_ok=True)
     with (locked(folder), stop_signals() as stop, ThreadPoolExecutor(len(envs)) as pool,
@@ -701,7 +706,7 @@ def run(settings, folder, resume=False):
         write_rows(folder, rows)
         if not resume:  # from now on the run can be continued, whatever happens
             write_atomically(folder / "settings.json", json.dumps(asdict(settings), indent=1).encode())
-            save(folder, agent, [*episodes, won], rows, seconds)
+            save(folder, agent, [*episodes, *won.values()], rows, seconds)
         started, saved, last_step = time.perf_counter() - seconds, time.perf_counter(), settings.steps or math.inf
         while not stop and len(rows) < settings.episodes and agent.steps < last_step:
             # 1. Every game takes one step, in a thread of its own.
@@ -721,10 +726,12 @@ def run(settings, folder, resume=False):
                 agent.steps += 1
                 if terminated or truncated:
                     if not episodes[e].practice:
-                        rows.append(make_row(len(rows) + 1, time.perf_counter() - started, agent, episodes[e]))
+                        seconds = time.perf_counter() - started
+                        rows.append(make_row(len(rows) + 1, stages[e], seconds, agent, episodes[e]))
                         write_rows(folder, rows)
-                    won = episodes[e] if episodes[e].cleared else won
-                    episodes[e] = next_episode(agent, won)
+                    if episodes[e].cleared:
+                        won[stages[e]] = episodes[e]
+                    episodes[e] = next_episode(agent, won[stages[e]])
                     states[e] = begin(envs[e], episodes[e])[0]
                     last = rows[-100:]
                     mean = sum(row["return"] for row in last) / max(1, len(last))
@@ -734,9 +741,9 @@ def run(settings, folder, resume=False):
             bar.update(len(envs))
             # 4. Now and then all is saved.
             if time.perf_counter() - saved > CHECKPOINT_SECONDS:
-                save(folder, agent, [*episodes, won], rows, time.perf_counter() - started)
+                save(folder, agent, [*episodes, *won.values()], rows, time.perf_counter() - started)
                 saved = time.perf_counter()
-        save(folder, agent, [*episodes, won], rows, time.perf_counter() - started)
+        save(folder, agent, [*episodes, *won.values()], rows, time.perf_counter() - started)
     for env in envs:
         env.close()
     if rows:
@@ -751,7 +758,7 @@ def run(settings, folder, resume=False):
 
 # ===== 6. Evaluation and pictures. In: a trained network, or runs. Out: clear rates, clips, reward curves.
 
-TRAINED = Path(__file__).parent / "results" / "mario_1-1.pt"  # the network that comes with the program
+TRAINED = Path(__file__).parent / "results"  # mario_1-1.pt …, the networks that come with the program
 MAX_STEPS = 1000  # of an evaluation game; a clear takes about 300
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
 
@@ -802,36 +809,40 @@ def wilson(successes, n, z=1.96):
     return max(0.0, (rate + z * z / (2 * n)) / shrink - half), min(1.0, (rate + z * z / (2 * n)) / shrink + half)
 
 
-def load_network(name):
-    """A run's folder or a file -> (path, function states -> Q-values, settings)."""
-    path = Path(name) / "network.pt" if Path(name).is_dir() else Path(name)
+def load_network(name=None, stage=None):
+    """A run's folder, a file, or None for the one that comes with the program; the stage to play, or None for the
+    network's first -> (path, function states -> Q-values, settings)."""
+    if stage not in (None, *STAGES):
+        raise UserError(f"--stage: {stage!r} is not one stage, from 1-1 to 8-4")
+    path = TRAINED / f"mario_{stage or '1-1'}.pt" if name is None else Path(name)
+    path = path / "network.pt" if path.is_dir() else path
     content, net = load_tensors(path), DQNSolver((4, 84, 84), len(RIGHT_ONLY))
     with reading(path):
         net.load_state_dict({name: weight.float() for name, weight in content["local_net"].items()})
         settings = Settings(**json.loads(content["settings"]))
+    settings = replace(settings, stage=stage or settings.stage.split(",")[0])
     return path, torch.no_grad()(lambda states: net(torch.from_numpy(states)).numpy()), settings
 
 
-def evaluate(name, noise="none", episodes=100, seed=0, out=None):
+def evaluate(name, noise="none", episodes=100, seed=0, stage=None, out=None):
     """Plays greedily, prints the clear rate and where lost games end, and writes both to a JSON file."""
     Settings(episodes=episodes, seed=seed)  # checks both
     episodes = 1 if noise == "none" else episodes
-    path, q_values, settings = load_network(name)
-    folder, stem = (Path(name), "") if Path(name).is_dir() else (Path("runs"), path.stem + "-")
+    path, q_values, settings = load_network(name, stage)
+    folder, stem = (path.parent, "") if path.name == "network.pt" else (Path("runs"), path.stem + "-")
+    stem += f"{stage}-" if name and stage else ""  # a network that comes with the program is named so
     out = checked_out(folder / f"evaluation-{stem}{noise}.json" if out is None else out, ".json")
     results = play(q_values, settings, episodes, noise, seed)
     lost = sorted((end, x) for end, x, _ in results if end != "cleared")
     cleared = episodes - len(lost)
     low, high = wilson(cleared, episodes)
-    print(f"{path}: cleared {cleared} of {episodes} games with --noise {noise} " + (
+    print(f"{path}: cleared {settings.stage} in {cleared} of {episodes} games with --noise {noise} " + (
         "(all such games are the same: not a rate)" if noise == "none"
         else f"(95 % interval of the rate: {low:.0%} to {high:.0%})"))
     for (end, x), times in Counter((end, x // 50 * 50) for end, x in lost).most_common(8):
         print(f"{times:6d} × {end} at x = {x} to {x + 49}")
-    summary = {"network": path.name, "noise": noise, "seed": seed, "episodes": episodes, "cleared": cleared,
-               "wilson_95": [low, high], "lost": lost,
-               "mean_return": float(np.mean([episode.total_reward for _, _, episode in results])),
-               "mean_furthest_x": float(np.mean([episode.furthest_x for _, _, episode in results]))}
+    summary = {"network": path.name, "stage": settings.stage, "noise": noise, "seed": seed, "episodes": episodes,
+               "cleared": cleared, "wilson_95": [low, high], "lost": lost}
     write_atomically(out, (json.dumps(summary) + "\n").encode())
     print(f"saved {out}")
 
@@ -895,13 +906,13 @@ def open_window(title="Mario: space pauses, s steps, 1 to 4 set the speed, q qui
     return look
 
 
-def watch(name, noise="none", episodes=1, seed=0, out=None):
+def watch(name, noise="none", episodes=1, seed=0, stage=None, out=None):
     """Greedy play in a window, one picture per agent step, about 15 a second; or as a GIF (see write_clip)."""
     Settings(episodes=episodes, seed=seed)  # checks both
     clip, panels = None if out is None else checked_out(out, ".gif"), []
     if not clip and sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
         raise UserError("--watch: there is no display here; add --out clip.gif to write a file instead")
-    path, q_values, settings = load_network(name)
+    path, q_values, settings = load_network(name, stage)
     look, past = panels.append if clip else open_window(), deque(maxlen=100)
 
     def show(picture, state, values, episode):
@@ -932,20 +943,26 @@ def write_clip(path, pictures, fps=15):
 
 
 def plot_rewards(folders, out="runs/rewards.png", window=100):
-    """Reward curves of runs on one picture: the mean of the last `window` games, for one run a dot per game, for
-    several runs a band of ± 2 standard errors of the mean, and a tick below the curves for every clear."""
+    """Reward curves of runs, one per stage, on one picture: the mean of the last `window` games, a tick below for
+    every clear, and for a single curve a dot per game, otherwise a band of ± 2 standard errors of the mean."""
     out = checked_out(out, ".png", ".svg", ".pdf")
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for k, (folder, colour) in enumerate(zip(map(Path, folders), itertools.cycle(COLOURS))):
+    curves = []  # name, rows
+    for folder in map(Path, folders):
         rows = read_rows(folder)
         if not rows:
             raise UserError(f"{folder / 'episodes.csv'}: no episodes to draw")
+        stages = sorted({row["stage"] for row in rows})
+        for stage in stages:
+            name = folder.name if len(stages) == 1 else f"{folder.name}, {stage}"
+            curves.append((name, [row for row in rows if row["stage"] == stage]))
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for k, ((name, rows), colour) in enumerate(zip(curves, itertools.cycle(COLOURS))):
         steps, returns, cleared = (np.array([row[name] for row in rows]) for name in ("env_steps", "return", "cleared"))
         recent = [returns[max(0, i - window):i] for i in range(1, len(rows) + 1)]
         mean, error = np.array([(part.mean(), part.std() / len(part)**0.5) for part in recent]).T
-        axes.plot(steps, mean, color=colour, linewidth=2, label=f"{folder.name} ({cleared.sum()} clears)")
-        if len(folders) == 1:
+        axes.plot(steps, mean, color=colour, linewidth=2, label=f"{name} ({cleared.sum()} clears)")
+        if len(curves) == 1:
             axes.plot(steps, returns, ".", color=colour, alpha=0.3, markersize=3)
         else:
             axes.fill_between(steps, mean - 2 * error, mean + 2 * error, color=colour, alpha=0.15, linewidth=0)
@@ -1002,7 +1019,7 @@ def resume(name, **typed):
 MODES = {"resume": resume, "plot": plot_rewards, "evaluate": evaluate, "watch": watch}
 FLAGS = {  # what may be typed beside the mode
     "train": {"preset", "out", *(spec.name for spec in fields(Settings))}, "resume": {"steps", "episodes"},
-    "plot": {"out"}, **dict.fromkeys(("evaluate", "watch"), {"noise", "episodes", "seed", "out"})}
+    "plot": {"out"}, **dict.fromkeys(("evaluate", "watch"), {"noise", "episodes", "seed", "stage", "out"})}
 
 
 class Parser(argparse.ArgumentParser):
@@ -1017,9 +1034,9 @@ def build_parser():
     what = parser.add_argument_group("what to do (without any of these: train)")
     what.add_argument("--resume", metavar="RUN", help="continue a run; only --steps and --episodes may change")
     what.add_argument("--plot", metavar="RUN", nargs="+", help="draw the reward curves of runs")
-    trained = {"metavar": "RUN|FILE", "nargs": "?", "const": str(TRAINED)}
-    what.add_argument("--evaluate", **trained, help="how often does a run's network, or the trained one that comes "
-                      "with the program, clear the level in --episodes (default: 100) with --noise?")
+    trained = {"metavar": "RUN|FILE", "nargs": "?"}
+    what.add_argument("--evaluate", **trained, help="how often does a run's network, or the one that comes with "
+                      "the program for --stage, clear the level in --episodes (default: 100) with --noise?")
     what.add_argument("--watch", **trained, help="look at it play --episodes (default: 1)")
     what.add_argument("--noise", choices=NOISES, help="for --evaluate and --watch: 0 to 30 idle steps first (noop), "
                       "5%% random actions (epsilon), the last action again with probability 0.25 (sticky)")

@@ -70,7 +70,7 @@ def test_wilsons_interval():
 
 def test_the_network_that_comes_with_the_program_clears_the_level():
     """On the real game, without noise. Another processor may round its Q-values in another way; so far all cleared."""
-    path, q_values, settings = m.load_network(m.TRAINED)
+    path, q_values, settings = m.load_network()
     assert path.stat().st_size < 4e6
     ((end, x, episode),) = m.play(q_values, settings, 1, "none", 0)
     assert (end, episode.cleared) == ("cleared", True) and x > 3000 and len(episode.actions) < 500
@@ -95,8 +95,8 @@ def test_the_rate_of_clears_its_interval_and_where_games_were_lost(walker, tmp_p
     result = json.loads(out.read_text())
     assert result.pop("wilson_95") == pytest.approx([0.8256, 0.9448], abs=5e-5)
     lost = [["died", 3050 + k] for k in range(3, 10)] + [["out of time", 3050 + k] for k in range(3)]
-    assert result == {"network": "walker.pt", "noise": "epsilon", "seed": 3, "episodes": 100, "cleared": 90,
-                      "mean_return": 495.0, "mean_furthest_x": 3099.5, "lost": lost}
+    assert result == {"network": "walker.pt", "stage": "1-1", "noise": "epsilon", "seed": 3, "episodes": 100,
+                      "cleared": 90, "lost": lost}
     printed = capsys.readouterr().out
     assert all(words in printed for words in ("90 of 100", "83% to 94%", "7 × died at x = 3050 to 3099"))
 
@@ -106,19 +106,33 @@ def test_an_evaluation_goes_into_the_runs_folder_or_into_runs_and_shows_a_bar(ti
     toy.clear_at = 0
     assert m.main(["--evaluate", shutil.copytree(tiny, "run"), "--noise", "sticky", "--episodes", "3"]) == 0
     assert "3/3" in (bar := capsys.readouterr().err.splitlines()[-1]) and "cleared=3" in bar
+    assert m.main(["--evaluate", "run", "--stage", "1-3"]) == 0
     assert m.main(["--evaluate"]) == 0
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.json")} == {
-        "run/settings.json", "run/evaluation-sticky.json", "runs/evaluation-mario_1-1-none.json"}
+        "run/settings.json", "run/evaluation-sticky.json", "run/evaluation-1-3-none.json",
+        "runs/evaluation-mario_1-1-none.json"}
     assert json.loads((tmp_path / "runs/evaluation-mario_1-1-none.json").read_text())["episodes"] == 1
     assert "not a rate" in capsys.readouterr().out, "without noise all games are the same"
 
 
 def test_the_settings_decide_which_game_is_trained_evaluated_and_watched(tmp_path, monkeypatch):
-    asked, run = set(), tmp_path / "run"
-    monkeypatch.setattr(m, "make_env", lambda *args: asked.add(args) or Toy())
-    assert m.main([*TINY, "--steps", "4", "--stage", "1-2", "--no-show-jump", "--out", str(run)]) == 0
-    assert m.main(["--evaluate", str(run)]) == m.main(["--watch", str(run), "--out", str(run / "x.gif")]) == 0
-    assert asked == {("1-2", False)}
+    """Of several stages the first is played, unless another one is asked for."""
+    asked, run = [], tmp_path / "run"
+    monkeypatch.setattr(m, "make_env", lambda *args: asked.append(args) or Toy())
+    assert m.main([*TINY, "--envs=3", "--steps", "4", "--stage", "1-2,1-4", "--no-show-jump", "--out", str(run)]) == 0
+    for flags in ([], ["--stage", "1-4"], ["--stage", "2-1"]):
+        assert m.main(["--evaluate", str(run), *flags]) == 0
+        assert m.main(["--watch", str(run), "--out", str(run / "x.gif"), *flags]) == 0
+    assert asked == [(stage, False) for stage in "1-2 1-4 1-2 1-2 1-2 1-4 1-4 2-1 2-1".split()]
+
+
+def test_the_network_of_a_stage_is_found(walker, tmp_path, monkeypatch, toy):
+    monkeypatch.setattr(m, "TRAINED", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(walker, tmp_path / "mario_1-3.pt")
+    assert m.main(["--evaluate", "--stage", "1-3"]) == 0 and m.main(["--evaluate", "--stage", "1-2"]) == 2
+    result = json.loads((tmp_path / "runs/evaluation-mario_1-3-none.json").read_text())
+    assert (result["network"], result["stage"]) == ("mario_1-3.pt", "1-3")
 
 
 def test_a_game_is_shown_as_it_is_when_the_network_chooses_and_at_its_end(toy):

@@ -200,11 +200,32 @@ def test_practice_begins_within_the_last_cleared_game(small, tmp_path, monkeypat
     rows = m.run(m.Settings(practice=0.5, steps=3000, envs=2, train_noise="none"), tmp_path / "run")
     first = next(k for k, (_, won, _) in enumerate(games) if won.cleared)
     practice = [(won.actions, opening) for episode, won, opening in games if episode.practice]
-    assert first > 5 and not any(opening for _, _, opening in games[:first])
+    assert first > 3 and not any(opening for _, _, opening in games[:first])
     assert 0.3 < len(practice) / (len(games) - first) < 0.7
     assert abs(len(games) - len(practice) - len(rows)) <= 2, "practice games have no row"
     assert all(len(opening) < len(won) and opening == won[:len(opening)] for won, opening in practice)
     assert len({id(won) for won, _ in practice}) > 5, "each clear takes the place of the one before"
+
+
+def test_several_stages_share_the_games_out_and_each_has_its_own_clear_to_practise(small, tmp_path, monkeypatch):
+    """Stage 1-1 is cleared at x = 85, 1-2 at 70. The third game is of stage 1-1 again."""
+    stages = {"1-1": type("Far", (small,), {"clear_at": 85}), "1-2": type("Near", (small,), {"clear_at": 70})}
+    flags = "--stage=1-1,1-2 --envs=3 --steps=2001 --practice=0.5 --eps-decay=1".split()
+    monkeypatch.setattr(m, "make_env", lambda stage, _: stages[stage]())
+    train(tmp_path / "whole", *flags)
+    games = m.read_rows(tmp_path / "whole")
+    assert {row["stage"] for row in games if row["cleared"]} == {"1-1", "1-2"}
+    assert all((row["furthest_x"] >= {"1-1": 85, "1-2": 70}[row["stage"]]) == row["cleared"] for row in games)
+    ends = [sum(game["furthest_x"] >= x for game in checkpoint(tmp_path / "whole")["games"][3:]) for x in (70, 85)]
+    assert ends == [2, 1], "the last clears are kept by stage"
+    train(tmp_path / "parts", *flags, at=1500, stop=signal.SIGINT)
+    call("--resume", tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    lines = []
+    monkeypatch.undo()
+    monkeypatch.setattr(m.Figure, "savefig", lambda figure, *_, **__: lines.extend(figure.axes[0].lines))
+    call("--plot", tmp_path / "whole", "--out", tmp_path / "x.png")
+    assert [line.get_label().split(" (")[0] for line in lines[::2]] == ["whole, 1-1", "whole, 1-2"]
 
 
 def test_an_opening_is_played_before_the_game_and_not_learnt_from(small, tmp_path, monkeypatch):
