@@ -1,12 +1,15 @@
 """How often do trainings with the default settings clear World 1-1? The reward curves and the tables of some seeds.
 
     python tests/benchmarks/clear_rates.py --commands RUNS   prints the trainings and evaluations to be made
+    python tests/benchmarks/clear_rates.py --collect RUNS    copies what they wrote to results/training, and one network
+                                                             to results/
     python tests/benchmarks/clear_rates.py                   the figure (rewards.png) and the tables
 
-The runs are those in results/training: settings.json, episodes.csv and the evaluations of each, from RUNS/seed-N.
+The network that comes with the program is the one whose clears after idle starts are nearest to the mean of the seeds.
 """
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 from statistics import fmean
@@ -26,6 +29,19 @@ def commands(runs, seeds):
         print(m.command("--double", "--seed", seed, "--out", run))
         for noise in m.NOISES:
             print(m.command("--evaluate", run, "--noise", noise))
+
+
+def collect(runs):
+    for run in sorted(runs.glob("seed-*")):
+        (DATA / run.name).mkdir(exist_ok=True)
+        for path in [run / "episodes.csv", run / "settings.json", *run.glob("evaluation-*.json")]:
+            shutil.copy(path, DATA / run.name)
+    cleared = {name: evaluations["noop"]["cleared"] for name, (_, evaluations) in trainings().items()}
+    nearest = min(cleared, key=lambda name: abs(cleared[name] - fmean(cleared.values())))
+    print(f"{nearest} comes with the program")
+    shutil.copy(runs / nearest / "network.pt", m.TRAINED / "mario_1-1.pt")
+    for noise in m.NOISES:
+        shutil.copy(runs / nearest / f"evaluation-{noise}.json", m.TRAINED / f"evaluation-mario_1-1-{noise}.json")
 
 
 def trainings(data=DATA):
@@ -84,9 +100,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commands", type=Path, metavar="RUNS", help="print the commands, with their folders there")
     parser.add_argument("--seeds", type=int, default=5, help="of --commands (default: 5)")
+    parser.add_argument("--collect", type=Path, metavar="RUNS", help="the folder of the finished runs")
     args = parser.parse_args()
     if args.commands:
         return commands(args.commands, args.seeds)
+    if args.collect:
+        collect(args.collect)
     m.plot_rewards([DATA / name for name in trainings()], DATA / "rewards.png")
     print(way_table(), rates_table(), means(), sep="\n\n")
 
