@@ -695,7 +695,7 @@ def run(settings, folder, resume=False):
     stages = list(itertools.islice(itertools.cycle(settings.stage.split(",")), settings.envs))  # of each game
     envs = [make_env(stage, settings.show_jump) for stage in stages]
     episodes = [Episode(agent.rng, settings.train_noise) for _ in stages]
-    won = {stage: Episode(agent.rng, settings.train_noise) for stage in settings.stage.split(",")}  # the last clear
+    won = {stage: Episode(agent.rng, settings.train_noise) for stage in dict.fromkeys(stages)}  # the last clear
     rows, seconds = restore(folder, agent, [*episodes, *won.values()]) if resume else ([], 0.0)
     print(f"{folder}: learning on {agent.device}, with {agent.memory.frames.nbytes / 1e9:.2f} GB of replay memory")
     folder.mkdir(parents=True, exist_ok=True)

@@ -62,13 +62,12 @@ def refused(place, capsys):
 @pytest.mark.parametrize("argv", [
     "--gamma 2", "--gamma nan", "--gamma x", "--gamma=-0.1", "--n-step 1.5", "--batch 0", "--steps -1", "--lr 0",
     "--reward-scale inf", f"--episodes {10**30}", "--double foo", "--stage 9-9", "--stage 1-1,9-9", "--device cpu",
-    "--train-noise foo", "--preset foo", "--noise foo", "--foo", "foo", "--gam 0.5", "--gamma", "--plot", "--resume",
-    "--out", "--show-jump=no", "--learn-start 60000", "--envs 1 --stage 1-1,1-2",
+    "--train-noise foo", "--preset foo", "--noise foo", "--x steps", "--foo", "foo", "--gam 0.5", "--gamma", "--plot",
+    "--resume", "--out", "--show-jump=no", "--learn-start 60000", "--envs 1 --stage 1-1,1-2", "--stage 9-9 --evaluate",
     # a flag that does nothing here
-    "--noise noop", "--seed 1 --evaluate run --steps 5", "--preset quick --resume run",
+    "--noise noop", "--seed 1 --evaluate run --steps 5", "--preset quick --resume run", "--plot run --watch run",
     "--gamma 0.9 --resume run", "--out new --resume run", "--steps 5 --watch run", "--seed 1 --plot run",
-    "--noise noop --plot run", "--resume run --evaluate run", "--plot run --watch run",
-    "--stage 1-1,1-2 --evaluate run", "--stage 9-9 --evaluate",
+    "--noise noop --plot run", "--resume run --evaluate run", "--stage 1-1,1-2 --evaluate run",
     # numbers of the other modes
     "--episodes 0 --evaluate run --noise noop", "--seed -1 --evaluate run --noise noop", "--seed -1 --evaluate run",
     f"--episodes {10**30} --watch run --out x.gif", f"--steps {10**30} --resume run", "--steps=-1 --resume run"])

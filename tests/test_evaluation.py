@@ -116,14 +116,13 @@ def test_an_evaluation_goes_into_the_runs_folder_or_into_runs_and_shows_a_bar(ti
 
 
 def test_the_settings_decide_which_game_is_trained_evaluated_and_watched(tmp_path, monkeypatch):
-    """Of several stages the first is played, unless another one is asked for."""
     asked, run = [], tmp_path / "run"
     monkeypatch.setattr(m, "make_env", lambda *args: asked.append(args) or Toy())
     assert m.main([*TINY, "--envs=3", "--steps", "4", "--stage", "1-2,1-4", "--no-show-jump", "--out", str(run)]) == 0
     for flags in ([], ["--stage", "1-4"], ["--stage", "2-1"]):
         assert m.main(["--evaluate", str(run), *flags]) == 0
         assert m.main(["--watch", str(run), "--out", str(run / "x.gif"), *flags]) == 0
-    assert asked == [(stage, False) for stage in "1-2 1-4 1-2 1-2 1-2 1-4 1-4 2-1 2-1".split()]
+    assert asked == [(stage, False) for stage in "1-2 1-4 1-2 1-2 1-2 1-4 1-4 2-1 2-1".split()], "else the first"
 
 
 def test_the_network_of_a_stage_is_found(walker, tmp_path, monkeypatch, toy):
@@ -131,8 +130,7 @@ def test_the_network_of_a_stage_is_found(walker, tmp_path, monkeypatch, toy):
     monkeypatch.chdir(tmp_path)
     shutil.copy(walker, tmp_path / "mario_1-3.pt")
     assert m.main(["--evaluate", "--stage", "1-3"]) == 0 and m.main(["--evaluate", "--stage", "1-2"]) == 2
-    result = json.loads((tmp_path / "runs/evaluation-mario_1-3-none.json").read_text())
-    assert (result["network"], result["stage"]) == ("mario_1-3.pt", "1-3")
+    assert '"mario_1-3.pt", "stage": "1-3"' in (tmp_path / "runs/evaluation-mario_1-3-none.json").read_text()
 
 
 def test_a_game_is_shown_as_it_is_when_the_network_chooses_and_at_its_end(toy):
