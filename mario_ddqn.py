@@ -805,8 +805,9 @@ def play(q_values, settings, episodes, noise, seed):
 def wilson(successes, n, z=1.96):
     """95 % interval of a rate (Wilson 1927): unlike ± 1.96 standard errors it holds near 0 and 1, too."""
     rate, shrink = successes / n, 1 + z * z / n
+    centre = (rate + z * z / (2 * n)) / shrink
     half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / shrink
-    return max(0.0, (rate + z * z / (2 * n)) / shrink - half), min(1.0, (rate + z * z / (2 * n)) / shrink + half)
+    return min(rate, max(0.0, centre - half)), max(rate, min(1.0, centre + half))  # despite rounding the rate is in it
 
 
 def load_network(name=None, stage=None):

@@ -63,9 +63,9 @@ def test_games_depend_on_the_seed_and_not_on_the_number_of_threads(noise, toy, m
 
 
 def test_wilsons_interval():
-    for successes, n, low, high in ((90, 100, 0.8256, 0.9448), (0, 10, 0, 0.2775), (10, 10, 0.7225, 1),
-                                    (5, 10, 0.2366, 0.7634), (1, 20, 0.0089, 0.2361)):
-        assert m.wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
+    for k, n, low, high in ((90, 100, 0.8256, 0.9448), (0, 10, 0, 0.2775), (10, 10, 0.7225, 1), (5, 10, 0.2366, 0.7634),
+                            (1, 20, 0.0089, 0.2361), (100, 100, 0.9630, 1)):
+        assert (got := m.wilson(k, n)) == pytest.approx((low, high), abs=5e-5) and got[0] <= k / n <= got[1]
 
 
 def test_the_network_that_comes_with_the_program_clears_the_level():
