@@ -29,8 +29,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 
-with contextlib.suppress(ImportError):  # Windows has no locks of this kind
-    import fcntl
 if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds, ends without a traceback
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 # Several PyTorch threads wait for each other at every operation; beside a busy program that takes very long.
@@ -39,6 +37,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import cv2
 import numpy as np
 import torch
+from filelock import FileLock, Timeout  # comes with torch
 from matplotlib.figure import Figure
 from PIL import Image  # comes with matplotlib
 from torch import nn
@@ -616,18 +615,6 @@ def read_rows(folder):
 
 
 @contextlib.contextmanager
-def locked(folder):
-    """One program per run. The system takes the lock back when the program ends, however it ends."""
-    with open(folder / "lock", "a") as file:
-        try:
-            if os.name == "posix":
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another program is training this run") from None
-        yield
-
-
-@contextlib.contextmanager
 def stop_signals():
     """Yields a list into which Ctrl-C or SIGTERM puts its number: the loop can finish its step and save."""
     stop = []
@@ -699,7 +686,7 @@ def run(settings, folder, resume=False):
     rows, seconds = restore(folder, agent, [*episodes, *won.values()]) if resume else ([], 0.0)
     print(f"{folder}: learning on {agent.device}, with {agent.memory.frames.nbytes / 1e9:.2f} GB of replay memory")
     folder.mkdir(parents=True, exist_ok=True)
-    with (locked(folder), stop_signals() as stop, ThreadPoolExecutor(len(envs)) as pool,
+    with (FileLock(folder / "lock", timeout=0), stop_signals() as stop, ThreadPoolExecutor(len(envs)) as pool,
           tqdm(total=settings.steps or None, initial=agent.steps, unit="step", unit_scale=True, dynamic_ncols=True,
                bar_format="{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]") as bar):
         states = np.stack([state for state, _ in pool.map(begin, envs, episodes)])  # (E, 4, 84, 84) float32
@@ -1072,6 +1059,8 @@ def main(argv=None):
         return 0
     except UserError as error:
         message = str(error)
+    except Timeout as error:
+        message = f"{error.lock_file}: another program is training this run"
     except OSError as error:
         message = f"{error.filename or 'writing failed'}: {error.strerror}"
     except MemoryError:

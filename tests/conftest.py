@@ -1,7 +1,6 @@
 """What several test files share: a toy in place of the game, one short real run, and how two runs are compared."""
 
 import csv
-import fcntl
 import os
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import mario_ddqn as m
@@ -25,8 +25,7 @@ def tiny(tmp_path_factory):
     """The folder of the finished run REAL, made once for all of pytest's workers. Not to be written to: use a copy."""
     root = tmp_path_factory.getbasetemp()
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
-    with open(root / "tiny.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(root / "tiny.lock"):
         if not (root / "tiny").exists():
             unfinished = tmp_path_factory.mktemp("unfinished")
             assert m.main([*REAL, "--out", str(unfinished)]) == 0

@@ -1,11 +1,12 @@
-"""How often do trainings with the default settings clear World 1-1? The reward curves and the tables of some seeds.
+"""How often do trainings with the default settings clear a level? The reward curves and the tables of some seeds.
 
     python tests/benchmarks/clear_rates.py --commands RUNS   prints the trainings and evaluations to be made
     python tests/benchmarks/clear_rates.py --collect RUNS    copies what they wrote to results/training, and one network
                                                              to results/
     python tests/benchmarks/clear_rates.py                   the figure (rewards.png) and the tables
 
-The network that comes with the program is the one whose clears after idle starts are nearest to the mean of the seeds.
+All three take --stage 1-2 and the like; the tables of that level lie in results/world/1-2. The network that comes with
+the program is the one whose clears after idle starts are nearest to the mean of the seeds.
 """
 import argparse
 import json
@@ -23,25 +24,29 @@ MARKS = (25_000, 50_000, 100_000, 200_000, m.Settings.steps)
 NOISES = {"noop": "after 0 to 30 idle steps", "epsilon": "with 5 % random actions", "sticky": "with sticky actions"}
 
 
-def commands(runs, seeds):
+def data_of(stage):
+    return DATA if stage == "1-1" else ROOT / "results" / "world" / stage
+
+
+def commands(runs, seeds, stage):
     for seed in range(seeds):
         run = runs / f"seed-{seed}"
-        print(m.command("--double", "--seed", seed, "--out", run))
+        print(m.command("--double", "--stage", stage, "--seed", seed, "--out", run))
         for noise in m.NOISES:
             print(m.command("--evaluate", run, "--noise", noise))
 
 
-def collect(runs):
+def collect(runs, stage):
     for run in sorted(runs.glob("seed-*")):
-        (DATA / run.name).mkdir(exist_ok=True)
+        (data_of(stage) / run.name).mkdir(parents=True, exist_ok=True)
         for path in [run / "episodes.csv", run / "settings.json", *run.glob("evaluation-*.json")]:
-            shutil.copy(path, DATA / run.name)
-    cleared = {name: evaluations["noop"]["cleared"] for name, (_, evaluations) in trainings().items()}
+            shutil.copy(path, data_of(stage) / run.name)
+    cleared = {name: evaluations["noop"]["cleared"] for name, (_, evaluations) in trainings(data_of(stage)).items()}
     nearest = min(cleared, key=lambda name: abs(cleared[name] - fmean(cleared.values())))
     print(f"{nearest} comes with the program")
-    shutil.copy(runs / nearest / "network.pt", m.TRAINED / "mario_1-1.pt")
+    shutil.copy(runs / nearest / "network.pt", m.TRAINED / f"mario_{stage}.pt")
     for noise in m.NOISES:
-        shutil.copy(runs / nearest / f"evaluation-{noise}.json", m.TRAINED / f"evaluation-mario_1-1-{noise}.json")
+        shutil.copy(runs / nearest / f"evaluation-{noise}.json", m.TRAINED / f"evaluation-mario_{stage}-{noise}.json")
 
 
 def trainings(data=DATA):
@@ -53,10 +58,10 @@ def trainings(data=DATA):
     return found
 
 
-def at(mark):
+def at(mark, data=DATA):
     """After so many steps: the minutes, and of the last 100 games the mean return and the clears; a list by seed."""
     minutes, returns, clears = [], [], []
-    for rows, _ in trainings().values():
+    for rows, _ in trainings(data).values():
         last = [row for row in rows if row["env_steps"] <= mark][-100:]
         minutes.append(last[-1]["seconds"] / 60)
         returns.append(fmean(row["return"] for row in last))
@@ -64,13 +69,18 @@ def at(mark):
     return minutes, returns, clears
 
 
-def way_table():
+def way_table(data=DATA):
     """How far the training games of each seed came."""
     lines = ["| after | minutes | mean return of the last 100 games | cleared of them |", "| --- " * 4 + "|"]
     for mark in MARKS:
-        cells = (" · ".join(f"{value:,.0f}" for value in values) for values in at(mark))
+        cells = (" · ".join(f"{value:,.0f}" for value in values) for values in at(mark, data))
         lines.append(f"| {mark:,} steps | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def rate(evaluation):
+    text = "{cleared} of {episodes}" if evaluation["noise"] == "none" else "{cleared} of {episodes} ({:.0%} to {:.0%})"
+    return text.format(*evaluation["wilson_95"], **evaluation)
 
 
 def rates_table(data=DATA):
@@ -81,19 +91,27 @@ def rates_table(data=DATA):
         clears = (f"{row['env_steps']:,} steps, {row['seconds'] / 60:.0f} min" for row in rows if row["cleared"])
         last = fmean(row["return"] for row in rows[-100:])
         cells = [name, f"{rows[-1]['env_steps']:,}", f"{len(rows):,}", f"{last:,.0f}", next(clears, "none")]
-        for noise in m.NOISES:
-            text = "{cleared} of {episodes}" if noise == "none" else "{cleared} of {episodes} ({:.0%} to {:.0%})"
-            cells.append(text.format(*found[noise]["wilson_95"], **found[noise]) if noise in found else "")
+        cells += [rate(found[noise]) if noise in found else "" for noise in m.NOISES]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def means():
+def means(data=DATA):
     """One sentence: the share of games cleared, mean over the seeds, for each noise."""
-    found = [evaluations for _, evaluations in trainings().values()]
+    found = [evaluations for _, evaluations in trainings(data).values()]
     shares = {noise: fmean(one[noise]["cleared"] / one[noise]["episodes"] for one in found) for noise in NOISES}
     said = ", ".join(f"{100 * shares[noise]:.0f} % {words}" for noise, words in NOISES.items())
     return f"Games cleared, mean over {len(found)} trainings: {said}."
+
+
+def world_table():
+    """How often the networks that come with the program clear their levels."""
+    lines = ["| level | `none` | `noop` | `epsilon` | `sticky` |", "| --- " * 5 + "|"]
+    for path in sorted(m.TRAINED.glob("mario_?-?.pt")):
+        found = [json.loads((m.TRAINED / f"evaluation-{path.stem}-{noise}.json").read_text()) for noise in m.NOISES]
+        cells = map(rate, found)
+        lines.append(f"| {path.stem[-3:]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main():
@@ -101,13 +119,15 @@ def main():
     parser.add_argument("--commands", type=Path, metavar="RUNS", help="print the commands, with their folders there")
     parser.add_argument("--seeds", type=int, default=5, help="of --commands (default: 5)")
     parser.add_argument("--collect", type=Path, metavar="RUNS", help="the folder of the finished runs")
+    parser.add_argument("--stage", choices=m.STAGES, default="1-1")
     args = parser.parse_args()
     if args.commands:
-        return commands(args.commands, args.seeds)
+        return commands(args.commands, args.seeds, args.stage)
     if args.collect:
-        collect(args.collect)
-    m.plot_rewards([DATA / name for name in trainings()], DATA / "rewards.png")
-    print(way_table(), rates_table(), means(), sep="\n\n")
+        collect(args.collect, args.stage)
+    data = data_of(args.stage)
+    m.plot_rewards([data / name for name in trainings(data)], data / "rewards.png")
+    print(way_table(data), rates_table(data), means(data), sep="\n\n")
 
 
 if __name__ == "__main__":
