@@ -37,11 +37,12 @@ def commands(runs, seeds, stage):
 
 
 def collect(runs, stage):
+    data = data_of(stage)
     for run in sorted(runs.glob("seed-*")):
-        (data_of(stage) / run.name).mkdir(parents=True, exist_ok=True)
+        (data / run.name).mkdir(parents=True, exist_ok=True)
         for path in [run / "episodes.csv", run / "settings.json", *run.glob("evaluation-*.json")]:
-            shutil.copy(path, data_of(stage) / run.name)
-    cleared = {name: evaluations["noop"]["cleared"] for name, (_, evaluations) in trainings(data_of(stage)).items()}
+            shutil.copy(path, data / run.name)
+    cleared = {name: evaluations["noop"]["cleared"] for name, (_, evaluations) in trainings(data).items()}
     nearest = min(cleared, key=lambda name: abs(cleared[name] - fmean(cleared.values())))
     print(f"{nearest} comes with the program")
     shutil.copy(runs / nearest / "network.pt", m.TRAINED / f"mario_{stage}.pt")
@@ -78,11 +79,6 @@ def way_table(data=DATA):
     return "\n".join(lines)
 
 
-def rate(evaluation):
-    text = "{cleared} of {episodes}" if evaluation["noise"] == "none" else "{cleared} of {episodes} ({:.0%} to {:.0%})"
-    return text.format(*evaluation["wilson_95"], **evaluation)
-
-
 def rates_table(data=DATA):
     """How often the network of each training clears the level."""
     lines = ["| run | steps | games | return | first clear | `none` | `noop` | `epsilon` | `sticky` |",
@@ -91,7 +87,9 @@ def rates_table(data=DATA):
         clears = (f"{row['env_steps']:,} steps, {row['seconds'] / 60:.0f} min" for row in rows if row["cleared"])
         last = fmean(row["return"] for row in rows[-100:])
         cells = [name, f"{rows[-1]['env_steps']:,}", f"{len(rows):,}", f"{last:,.0f}", next(clears, "none")]
-        cells += [rate(found[noise]) if noise in found else "" for noise in m.NOISES]
+        for noise in m.NOISES:
+            text = "{cleared} of {episodes}" if noise == "none" else "{cleared} of {episodes} ({:.0%} to {:.0%})"
+            cells.append(text.format(*found[noise]["wilson_95"], **found[noise]) if noise in found else "")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -102,16 +100,6 @@ def means(data=DATA):
     shares = {noise: fmean(one[noise]["cleared"] / one[noise]["episodes"] for one in found) for noise in NOISES}
     said = ", ".join(f"{100 * shares[noise]:.0f} % {words}" for noise, words in NOISES.items())
     return f"Games cleared, mean over {len(found)} trainings: {said}."
-
-
-def world_table():
-    """How often the networks that come with the program clear their levels."""
-    lines = ["| level | `none` | `noop` | `epsilon` | `sticky` |", "| --- " * 5 + "|"]
-    for path in sorted(m.TRAINED.glob("mario_?-?.pt")):
-        found = [json.loads((m.TRAINED / f"evaluation-{path.stem}-{noise}.json").read_text()) for noise in m.NOISES]
-        cells = map(rate, found)
-        lines.append(f"| {path.stem[-3:]} | {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def main():
