@@ -28,7 +28,7 @@ MUTANTS = [  # what stands in the program, what is put in its place, the files t
     ("self.memory < 2 * max(", "self.memory < 0 * max(", "C"),
     ('"show_jump": False,\n        "bfloat16": False}', '"bfloat16": False}', "C"),
     # Practice
-    ("won = episodes[e] if episodes[e].cleared", "won = episodes[e] if not episodes[e].cleared", "R"),
+    ("if episodes[e].cleared:\n", "if not episodes[e].cleared:\n", "R"),
     ("< agent.settings.practice", "> agent.settings.practice", "R"),
     ("                    if not episodes[e].practice:", "                    if True:", "R"),
     # 2. Environment
