@@ -2,30 +2,33 @@
 
     python tests/benchmarks/clear_rates.py --commands RUNS   prints the trainings and evaluations to be made
     python tests/benchmarks/clear_rates.py --collect RUNS    copies what they wrote to results/training, and one network
-                                                             to results/
+                                                             with a clip of its play to results/
     python tests/benchmarks/clear_rates.py                   the figure (rewards.png) and the tables
 
-All three take --stage 1-2 and the like; the tables of that level lie in results/world/1-2. The network that comes with
-the program is the one whose clears after idle starts are nearest to the mean of the seeds.
+All three take --stage 1-2 and the like; the runs of levels other than 1-1 are collected in results/world. The network
+that comes with the program is the one whose clears after idle starts are nearest to the mean of the seeds.
 """
 import argparse
 import json
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 from statistics import fmean
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)]
 import mario_ddqn as m  # noqa: E402
 
 DATA = ROOT / "results" / "training"
+WORLD = ROOT / "results" / "world"
 MARKS = (25_000, 50_000, 100_000, 200_000, m.Settings.steps)
+MEANINGS = {"none": "nothing: one game", "noop": "0 to 30 idle steps before play begins",
+            "epsilon": "each action is replaced by a random one with probability 0.05",
+            "sticky": "each action is replaced by the one before with probability 0.25"}
 NOISES = {"noop": "after 0 to 30 idle steps", "epsilon": "with 5 % random actions", "sticky": "with sticky actions"}
-
-
-def data_of(stage):
-    return DATA if stage == "1-1" else ROOT / "results" / "world" / stage
 
 
 def commands(runs, seeds, stage):
@@ -37,17 +40,34 @@ def commands(runs, seeds, stage):
 
 
 def collect(runs, stage):
-    data = data_of(stage)
+    data, prefix = (DATA, "") if stage == "1-1" else (WORLD, f"{stage}-")
     for run in sorted(runs.glob("seed-*")):
-        (data / run.name).mkdir(parents=True, exist_ok=True)
+        folder = data / f"{prefix}{run.name}"
+        folder.mkdir(parents=True, exist_ok=True)
         for path in [run / "episodes.csv", run / "settings.json", *run.glob("evaluation-*.json")]:
-            shutil.copy(path, data / run.name)
-    cleared = {name: evaluations["noop"]["cleared"] for name, (_, evaluations) in trainings(data).items()}
+            shutil.copy(path, folder)
+    cleared = {name.removeprefix(prefix): evaluations["noop"]["cleared"]
+               for name, (_, evaluations) in trainings(data).items() if name.startswith(prefix)}
     nearest = min(cleared, key=lambda name: abs(cleared[name] - fmean(cleared.values())))
     print(f"{nearest} comes with the program")
     shutil.copy(runs / nearest / "network.pt", m.TRAINED / f"mario_{stage}.pt")
     for noise in m.NOISES:
         shutil.copy(runs / nearest / f"evaluation-{noise}.json", m.TRAINED / f"evaluation-mario_{stage}-{noise}.json")
+    make_clip(stage)
+
+
+def make_clip(stage):
+    """A GIF in the console's own size: the first of the network's games after idle steps that it clears, or the last
+    of 100 games."""
+    _, q_values, settings = m.load_network(stage=stage)
+    env, pictures = m.make_env(stage, settings.show_jump), []
+    for number in range(100):
+        pictures.clear()
+        episode = m.Episode(np.random.default_rng([0, number]), "noop")
+        m.play_episode(env, q_values, episode, lambda picture, *_: pictures.append(picture[8:232, :, 2::-1]))
+        if episode.cleared:
+            break
+    m.write_clip(m.TRAINED / f"mario_{stage}.gif", [picture.repeat(2, 0).repeat(2, 1) for picture in pictures])
 
 
 def trainings(data=DATA):
@@ -87,19 +107,51 @@ def rates_table(data=DATA):
         clears = (f"{row['env_steps']:,} steps, {row['seconds'] / 60:.0f} min" for row in rows if row["cleared"])
         last = fmean(row["return"] for row in rows[-100:])
         cells = [name, f"{rows[-1]['env_steps']:,}", f"{len(rows):,}", f"{last:,.0f}", next(clears, "none")]
-        for noise in m.NOISES:
-            text = "{cleared} of {episodes}" if noise == "none" else "{cleared} of {episodes} ({:.0%} to {:.0%})"
-            cells.append(text.format(*found[noise]["wilson_95"], **found[noise]) if noise in found else "")
+        cells += [rate(found[noise]) if noise in found else "" for noise in m.NOISES]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def means(data=DATA):
-    """One sentence: the share of games cleared, mean over the seeds, for each noise."""
-    found = [evaluations for _, evaluations in trainings(data).values()]
+def rate(found):
+    """An evaluation in one cell. Without noise all games are the same, so there is no interval."""
+    text = "{cleared} of {episodes}" if found["noise"] == "none" else "{cleared} of {episodes} ({:.0%} to {:.0%})"
+    return text.format(*found["wilson_95"], **found)
+
+
+def shipped():
+    """{level: {noise: evaluation}} of the networks that come with the program."""
+    stages = sorted(path.stem.removeprefix("mario_") for path in m.TRAINED.glob("mario_?-?.pt"))
+    return {stage: {noise: json.loads((m.TRAINED / f"evaluation-mario_{stage}-{noise}.json").read_text())
+                    for noise in m.NOISES} for stage in stages}
+
+
+def world_table():
+    """A clip of each of these networks, and a table of rates with a column for each level."""
+    found = shipped()
+    clips = [f'<img src="results/mario_{stage}.gif" alt="World {stage}" width="24%">' for stage in found]
+    lines = [["`--noise`", "what it does", *found], ["---"] * (2 + len(found))]
+    for noise, words in MEANINGS.items():
+        lines.append([f"`{noise}`", words, *(rate(evaluations[noise]) for evaluations in found.values())])
+    return "\n".join([*clips, "", *(f"| {' | '.join(cells)} |" for cells in lines)])
+
+
+def ends_table():
+    """Where their lost games end: the four most frequent places."""
+    lines = ["| level | noise | lost games of 100: how and at which x they end (to x + 49) |", "| --- " * 3 + "|"]
+    for stage, evaluations in shipped().items():
+        for noise in NOISES:
+            places = Counter((end, x // 50 * 50) for end, x in evaluations[noise]["lost"]).most_common(4)
+            said = "; ".join(f"{times} {end}, {x:,}" for (end, x), times in places)
+            lines.append(f"| {stage} | `{noise}` | {said} |")
+    return "\n".join(lines)
+
+
+def means():
+    """One sentence: the share of games of 1-1 that are cleared, mean over the seeds, for each noise."""
+    found = [evaluations for _, evaluations in trainings().values()]
     shares = {noise: fmean(one[noise]["cleared"] / one[noise]["episodes"] for one in found) for noise in NOISES}
     said = ", ".join(f"{100 * shares[noise]:.0f} % {words}" for noise, words in NOISES.items())
-    return f"Games cleared, mean over {len(found)} trainings: {said}."
+    return f"*Games of World 1-1 that are cleared, mean over {len(found)} trainings with the default settings: {said}.*"
 
 
 def main():
@@ -113,9 +165,9 @@ def main():
         return commands(args.commands, args.seeds, args.stage)
     if args.collect:
         collect(args.collect, args.stage)
-    data = data_of(args.stage)
+    data = DATA if args.stage == "1-1" else WORLD
     m.plot_rewards([data / name for name in trainings(data)], data / "rewards.png")
-    print(way_table(data), rates_table(data), means(data), sep="\n\n")
+    print(way_table(data), rates_table(data), sep="\n\n")
 
 
 if __name__ == "__main__":
