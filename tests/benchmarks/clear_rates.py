@@ -64,7 +64,7 @@ def make_clip(stage):
     for number in range(100):
         pictures.clear()
         episode = m.Episode(np.random.default_rng([0, number]), "noop")
-        m.play_episode(env, q_values, episode, lambda picture, *_: pictures.append(picture[8:232, :, 2::-1]))
+        m.play_episode(env, q_values, episode, lambda picture, *_: pictures.append(picture[8:232, :, :3]))
         if episode.cleared:
             break
     m.write_clip(m.TRAINED / f"mario_{stage}.gif", [picture.repeat(2, 0).repeat(2, 1) for picture in pictures])
