@@ -15,6 +15,7 @@ import ablation  # noqa: E402
 import clear_rates  # noqa: E402
 import double_or_not  # noqa: E402
 import grid_compare  # noqa: E402
+import minutes  # noqa: E402
 import throughput  # noqa: E402
 
 import mario_ddqn as m  # noqa: E402
@@ -29,11 +30,12 @@ def training():
 
 
 def expect(table):
-    """The table as it is, with what the seeds came to after so many steps put into columns 2 to 4."""
+    """The table as it is, with what the seeds came to after so many steps put into columns 2 to 4, and a sentence."""
     def fill(match):
         columns = clear_rates.at(int(match[1].replace(",", "")))
         ends = [[f"{value:,.0f}" for value in (min(values), max(values))] for values in columns]
         return f"| {match[1]} | {' | '.join(low if low == high else f'{low} to {high}' for low, high in ends)} |"
+    table = re.sub(r"^The first network.*", minutes.sentence(read("training/minutes.json")), table, flags=re.M)
     return re.sub(r"^\| ([\d,]+) \|[^|]*\|[^|]*\|[^|]*\|", fill, table, flags=re.M)
 
 

@@ -132,7 +132,7 @@ def world_table():
     lines = [["`--noise`", "what it does", *found], ["---"] * (2 + len(found))]
     for noise, words in MEANINGS.items():
         lines.append([f"`{noise}`", words, *(rate(evaluations[noise]) for evaluations in found.values())])
-    return "\n".join([*clips, "", *(f"| {' | '.join(cells)} |" for cells in lines)])
+    return "\n".join([" ".join(clips), "", *(f"| {' | '.join(cells)} |" for cells in lines)])
 
 
 def ends_table():
