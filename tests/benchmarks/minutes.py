@@ -51,8 +51,8 @@ def sentence(found):
     first = {run["run"]: run["networks"][-1] for run in found}
     said = [f"{last['minutes']:.0f} minutes and {last['steps']:,} steps on {name}" if last["cleared"] >= ENOUGH else
             f"not reached on {name}" for name, last in first.items()]
-    return (f"The first network that cleared {ENOUGH} of {GAMES} games after idle starts, of those that a training saves "
-            f"every 10 minutes: {', '.join(said)}.")
+    return (f"The first network that cleared {ENOUGH} of {GAMES} games after idle starts, of those that a training "
+            f"saves every 10 minutes: {', '.join(said)}.")
 
 
 def main():
