@@ -357,8 +357,8 @@ def lost_games(evaluations, noises):
             axis.hist(x, np.arange(0, 3_300, 50), color=colour, label=f"{way}: {len(x)}")
         axis.legend(fontsize=10, loc="upper left", bbox_to_anchor=(1, 1))
         axis.set_ylabel(f"{noise}\ngames")
-    axes[-1].set_xlabel("x at the end (pixels; the flag is at about 3,160)")
-    show("Where lost games end, under three kinds of noise")
+    axes[-1].set_xlabel("x at the end (pixels; the flag of 1-1 is at about 3,160)")
+    show("Where lost games end, a row for each of: " + ", ".join(noises))
 
 
 def double_or_not(runs, window=100):
