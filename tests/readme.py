@@ -25,17 +25,12 @@ def read(path):
     return json.loads((RESULTS / path).read_text(encoding="utf-8"))
 
 
-def training():
-    return f"{clear_rates.way_table()}\n\n{clear_rates.rates_table()}"
-
-
 def expect(table):
-    """The table as it is, with what the seeds came to after so many steps put into columns 2 to 4, and a sentence."""
+    """The table as it is, with what the seeds came to after so many steps put into columns 2 to 4."""
     def fill(match):
         columns = clear_rates.at(int(match[1].replace(",", "")))
         ends = [[f"{value:,.0f}" for value in (min(values), max(values))] for values in columns]
         return f"| {match[1]} | {' | '.join(low if low == high else f'{low} to {high}' for low, high in ends)} |"
-    table = re.sub(r"^The first network.*", minutes.sentence(read("training/minutes.json")), table, flags=re.M)
     return re.sub(r"^\| ([\d,]+) \|[^|]*\|[^|]*\|[^|]*\|", fill, table, flags=re.M)
 
 
@@ -66,8 +61,9 @@ def grid():
 
 
 BLOCKS = {"settings": settings, "numbers": numbers, "grid": lambda _: grid(),
-          "expect": expect, "means": lambda _: clear_rates.means(), "training": lambda _: training(),
-          "world": lambda _: clear_rates.world_table(),
+          "expect": expect, "world": lambda _: clear_rates.world_table(),
+          "means": lambda _: f"{clear_rates.means()}\n\n{minutes.sentence(read('training/minutes.json'))}",
+          "training": lambda _: f"{clear_rates.way_table()}\n\n{clear_rates.rates_table()}",
           "levels": lambda _: f"{clear_rates.rates_table(clear_rates.WORLD)}\n\n{clear_rates.ends_table()}",
           "preset": lambda _: clear_rates.rates_table(RESULTS / "preset"),
           "throughput": lambda _: throughput.table(read("throughput.json")),

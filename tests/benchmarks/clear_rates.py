@@ -16,10 +16,8 @@ from collections import Counter
 from pathlib import Path
 from statistics import fmean
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT)]
+sys.path[:0] = [str(ROOT), str(ROOT / "notebooks")]
 import mario_ddqn as m  # noqa: E402
 
 DATA = ROOT / "results" / "training"
@@ -59,15 +57,15 @@ def collect(runs, stage):
 def make_clip(stage):
     """A GIF in the console's own size: the first of the network's games after idle steps that it clears, or the last
     of 100 games."""
+    from drawing import record  # here, because it needs IPython, and the tables do without it
+
     _, q_values, settings = m.load_network(stage=stage)
-    env, pictures = m.make_env(stage, settings.show_jump), []
     for number in range(100):
-        pictures.clear()
-        episode = m.Episode(np.random.default_rng([0, number]), "noop")
-        m.play_episode(env, q_values, episode, lambda picture, *_: pictures.append(picture[8:232, :, :3]))
-        if episode.cleared:
+        game = record(q_values, settings, "noop", number)
+        if game.end == "cleared":
             break
-    m.write_clip(m.TRAINED / f"mario_{stage}.gif", [picture.repeat(2, 0).repeat(2, 1) for picture in pictures])
+    twice = [picture[8:232, :, :3].repeat(2, 0).repeat(2, 1) for picture in game.pictures]  # write_clip halves them
+    m.write_clip(m.TRAINED / f"mario_{stage}.gif", twice)
 
 
 def trainings(data=DATA):
