@@ -31,7 +31,7 @@ from pathlib import Path
 
 if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds, ends without a traceback
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-# Several PyTorch threads wait for each other at every operation; beside a busy program that takes very long.
+# Several PyTorch threads wait for each other at every operation, very long beside a busy program.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import cv2
@@ -96,6 +96,7 @@ class Settings:
     eps_min: float = setting(0.02, "last ε", 0, 1)
     train_noise: str = setting("noop", "noise in the training games, as --noise", choices=NOISES)
     practice: float = setting(0.25, "share of training games that begin within the last cleared one", 0, 1)
+    search: float = setting(0.0, "share before the first clear, at random from late in the furthest one", 0, 1)
     patience: int = setting(150, "steps without progress that end a training game", 1, 10**6)
     episodes: int = setting(10_000, "stop after so many episodes", 1, 10**6)
     steps: int = setting(400_000, "stop after so many environment steps; 0: no limit", 0, 10**9)
@@ -279,14 +280,14 @@ def step_game(env, action):
 class Episode:
     """One game: its noise, its actions, and what it has come to.
 
-    The game starts in the same state every time and has no randomness, so a greedy agent repeats one trajectory.
-    Noise makes the games differ: "noop" starts with 0 to 30 idle steps, "epsilon" plays a random action with
-    probability 0.05, "sticky" repeats the last one with probability 0.25 (Machado et al. 2018, section 5).
+    The game has no randomness, so a greedy agent repeats one trajectory. Noise makes the games differ:
+    "noop" starts with 0 to 30 idle steps, "epsilon" plays a random action with probability 0.05, "sticky" repeats
+    the last one with probability 0.25 (Machado et al. 2018, section 5). "random" is for `next_episode`.
     """
 
     def __init__(self, rng, noise="none"):
         self.rng, self.noise = rng, noise
-        # All actions that reached the game, and those with which it is to begin: `begin` plays them.
+        # All actions that reached the game; `begin` plays those that are here before it starts.
         self.actions = [0] * int(rng.integers(31)) if noise == "noop" else []
         self.practice = False  # it begins within another game
         self.total_reward, self.furthest_x, self.standing, self.cleared = 0.0, 0, 0, False
@@ -297,6 +298,8 @@ class Episode:
             action = self.rng.integers(len(RIGHT_ONLY))
         elif self.noise == "sticky" and self.rng.random() < 0.25:
             action = self.actions[-1] if self.actions else 0
+        elif self.noise == "random":  # held for five steps on average, as a high jump needs it
+            action = self.actions[-1] if self.actions and self.rng.random() < 0.8 else self.rng.integers(5)
         self.actions.append(int(action))
         return self.actions[-1]
 
@@ -306,10 +309,14 @@ class Episode:
         self.furthest_x = max(self.furthest_x, int(info["x_pos"]))
         self.cleared |= bool(info["flag_get"])
 
+    def progress(self):
+        """How far it came; no game comes further than a cleared one."""
+        return math.inf if self.cleared else self.furthest_x
+
 
 def begin(env, episode):
     """Starts the game and plays the actions that the episode has already: idle steps, another game's first steps or,
-    on --resume, its own. nes-py cannot store a game, but the same actions always lead to the same state."""
+    on --resume, its own. nes-py cannot store a game, but the same actions lead to the same state."""
     state, info = env.reset()
     for action in episode.actions:
         state, _, _, _, info = step_game(env, action)
@@ -643,7 +650,7 @@ def save(folder, agent, games, rows, seconds):
 
 
 def restore(folder, agent, games):
-    """Puts folder/last.pt into the agent and the games (Episodes). Returns the rows up to then and the seconds."""
+    """Puts folder/last.pt into the agent and the Episodes. Returns the rows up to then and the seconds."""
     checkpoint, rows = load_tensors(folder / "last.pt"), read_rows(folder)
     with reading(folder / "last.pt"):
         agent.load_state_dict(checkpoint)
@@ -658,12 +665,16 @@ def restore(folder, agent, games):
     return rows[:count], seconds  # later rows will happen again
 
 
-def next_episode(agent, won):
-    """A new training game. Once the stage was cleared, some are practice: they begin at a random step of `won`, the
-    last cleared game there, because the end of the level is reached late and seldom."""
+def next_episode(agent, best):
+    """A new training game. Some are practice: they begin at a random step of `best`, the last cleared game of the
+    stage, because its end is reached late and seldom. With --search there is practice before the first clear, too:
+    it goes on at random late in the furthest game (Ecoffet et al. 2021, "First return, then explore")."""
     episode = Episode(agent.rng, agent.settings.train_noise)
-    if won.cleared and agent.rng.random() < agent.settings.practice:
-        episode.actions, episode.practice = won.actions[:agent.rng.integers(len(won.actions))], True
+    share = agent.settings.practice if best.cleared else agent.settings.search
+    if share and best.actions and agent.rng.random() < share:
+        first = 0 if best.cleared else max(0, len(best.actions) - 40)
+        episode.actions, episode.practice = best.actions[:agent.rng.integers(first, len(best.actions))], True
+        episode.noise = episode.noise if best.cleared else "random"
     return episode
 
 
@@ -682,8 +693,8 @@ def run(settings, folder, resume=False):
     stages = list(itertools.islice(itertools.cycle(settings.stage.split(",")), settings.envs))  # of each game
     envs = [make_env(stage, settings.show_jump) for stage in stages]
     episodes = [Episode(agent.rng, settings.train_noise) for _ in stages]
-    won = {stage: Episode(agent.rng, settings.train_noise) for stage in dict.fromkeys(stages)}  # the last clear
-    rows, seconds = restore(folder, agent, [*episodes, *won.values()]) if resume else ([], 0.0)
+    best = {stage: Episode(agent.rng, settings.train_noise) for stage in dict.fromkeys(stages)}  # to be practised
+    rows, seconds = restore(folder, agent, [*episodes, *best.values()]) if resume else ([], 0.0)
     print(f"{folder}: learning on {agent.device}, with {agent.memory.frames.nbytes / 1e9:.2f} GB of replay memory")
     folder.mkdir(parents=True, exist_ok=True)
     with (FileLock(folder / "lock", timeout=0), stop_signals() as stop, ThreadPoolExecutor(len(envs)) as pool,
@@ -691,9 +702,9 @@ def run(settings, folder, resume=False):
                bar_format="{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]") as bar):
         states = np.stack([state for state, _ in pool.map(begin, envs, episodes)])  # (E, 4, 84, 84) float32
         write_rows(folder, rows)
-        if not resume:  # from now on the run can be continued, whatever happens
+        if not resume:  # from now on the run can be continued
             write_atomically(folder / "settings.json", json.dumps(asdict(settings), indent=1).encode())
-            save(folder, agent, [*episodes, *won.values()], rows, seconds)
+            save(folder, agent, [*episodes, *best.values()], rows, seconds)
         started, saved, last_step = time.perf_counter() - seconds, time.perf_counter(), settings.steps or math.inf
         while not stop and len(rows) < settings.episodes and agent.steps < last_step:
             # 1. Every game takes one step, in a thread of its own.
@@ -716,9 +727,8 @@ def run(settings, folder, resume=False):
                         seconds = time.perf_counter() - started
                         rows.append(make_row(len(rows) + 1, stages[e], seconds, agent, episodes[e]))
                         write_rows(folder, rows)
-                    if episodes[e].cleared:
-                        won[stages[e]] = episodes[e]
-                    episodes[e] = next_episode(agent, won[stages[e]])
+                    best[stages[e]] = max(episodes[e], best[stages[e]], key=Episode.progress)
+                    episodes[e] = next_episode(agent, best[stages[e]])
                     states[e] = begin(envs[e], episodes[e])[0]
                     last = rows[-100:]
                     mean = sum(row["return"] for row in last) / max(1, len(last))
@@ -726,11 +736,11 @@ def run(settings, folder, resume=False):
                     bar.set_postfix_str(f"return {mean:.0f}, clears {clears} of {len(last)}, ε {agent.epsilon:.2f}",
                                         refresh=False)
             bar.update(len(envs))
-            # 4. Now and then all is saved.
+            # 4. Now and then it saves.
             if time.perf_counter() - saved > CHECKPOINT_SECONDS:
-                save(folder, agent, [*episodes, *won.values()], rows, time.perf_counter() - started)
+                save(folder, agent, [*episodes, *best.values()], rows, time.perf_counter() - started)
                 saved = time.perf_counter()
-        save(folder, agent, [*episodes, *won.values()], rows, time.perf_counter() - started)
+        save(folder, agent, [*episodes, *best.values()], rows, time.perf_counter() - started)
     for env in envs:
         env.close()
     if rows:
@@ -794,12 +804,12 @@ def wilson(successes, n, z=1.96):
     rate, shrink = successes / n, 1 + z * z / n
     centre = (rate + z * z / (2 * n)) / shrink
     half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / shrink
-    return min(rate, max(0.0, centre - half)), max(rate, min(1.0, centre + half))  # despite rounding the rate is in it
+    return min(rate, max(0.0, centre - half)), max(rate, min(1.0, centre + half))  # despite rounding
 
 
 def load_network(name=None, stage=None):
-    """A run's folder, a file, or None for the one that comes with the program; the stage to play, or None for the
-    network's first -> (path, function states -> Q-values, settings)."""
+    """A run's folder, a file, or None for what comes with the program; a stage, or None for the network's first
+    -> (path, function states -> Q-values, settings)."""
     if stage not in (None, *STAGES):
         raise UserError(f"--stage: {stage!r} is not one stage, from 1-1 to 8-4")
     path = TRAINED / f"mario_{stage or '1-1'}.pt" if name is None else Path(name)
@@ -875,8 +885,7 @@ def watch_panel(picture, state, points, past, episode):
 
 
 def open_window(title="Mario: space pauses, s steps, 1 to 4 set the speed, q quits"):
-    """A function that shows pictures in a window and obeys its keys. It raises KeyboardInterrupt at q, Esc or when
-    the window is closed."""
+    """A function that shows pictures in a window and obeys its keys; KeyboardInterrupt: the window is closed."""
     delays = {"1": 250, "2": 110, "3": 45, "4": 10}  # milliseconds; 3 is about the console's speed
     delay, paused = delays["3"], False
     cv2.namedWindow(title, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)  # without a toolbar
@@ -895,7 +904,7 @@ def open_window(title="Mario: space pauses, s steps, 1 to 4 set the speed, q qui
 
 
 def watch(name, noise="none", episodes=1, seed=0, stage=None, out=None):
-    """Greedy play in a window, one picture per agent step, about 15 a second; or as a GIF (see write_clip)."""
+    """Greedy play in a window, a picture per step, about 15 a second; or as a GIF (see write_clip)."""
     Settings(episodes=episodes, seed=seed)  # checks both
     clip, panels = None if out is None else checked_out(out, ".gif"), []
     if not clip and sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
@@ -918,51 +927,42 @@ def watch(name, noise="none", episodes=1, seed=0, stage=None, out=None):
 
 
 def write_clip(path, pictures, fps=15):
-    """pictures: (height, width, 3) uint8 each, in OpenCV's order B, G, R -> a GIF of half their size, with every second
-    of them and the last one. One palette for all and no dithering keep it small."""
+    """pictures: (height, width, 3) uint8 each, in OpenCV's order B, G, R -> a GIF, half their size, with every second
+    one and the last. One palette for all and no dithering keep it small."""
     halves = [cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)[:, :, ::-1]
               for picture in [*pictures[:-1:2], pictures[-1]]]
     palette = Image.fromarray(np.vstack(halves[::20])).quantize(64)
     first, *others = (Image.fromarray(half).quantize(palette=palette, dither=Image.Dither.NONE) for half in halves)
     durations = [2000 // fps] * len(others) + [2000]  # milliseconds; two seconds to see how it ended
-    buffer = io.BytesIO()
-    first.save(buffer, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
-    write_atomically(path, buffer.getbuffer())
+    first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
 
 
 def plot_rewards(folders, out="runs/rewards.png", window=100):
     """Reward curves of runs, one per stage, on one picture: the mean of the last `window` games, a tick below for
-    every clear, and for a single curve a dot per game, otherwise a band of ± 2 standard errors of the mean."""
+    every clear, and for a single curve a dot per game."""
     out = checked_out(out, ".png", ".svg", ".pdf")
     curves = []  # name, rows
     for folder in map(Path, folders):
         rows = read_rows(folder)
         if not rows:
             raise UserError(f"{folder / 'episodes.csv'}: no episodes to draw")
-        stages = sorted({row["stage"] for row in rows})
-        for stage in stages:
-            name = folder.name if len(stages) == 1 else f"{folder.name}, {stage}"
-            curves.append((name, [row for row in rows if row["stage"] == stage]))
+        for stage in sorted({row["stage"] for row in rows}):
+            curves.append((f"{folder.name}, {stage}", [row for row in rows if row["stage"] == stage]))
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for k, ((name, rows), colour) in enumerate(zip(curves, itertools.cycle(COLOURS))):
         steps, returns, cleared = (np.array([row[name] for row in rows]) for name in ("env_steps", "return", "cleared"))
-        recent = [returns[max(0, i - window):i] for i in range(1, len(rows) + 1)]
-        mean, error = np.array([(part.mean(), part.std() / len(part)**0.5) for part in recent]).T
+        mean = [returns[max(0, i - window):i].mean() for i in range(1, len(rows) + 1)]
         axes.plot(steps, mean, color=colour, linewidth=2, label=f"{name} ({cleared.sum()} clears)")
         if len(curves) == 1:
             axes.plot(steps, returns, ".", color=colour, alpha=0.3, markersize=3)
-        else:
-            axes.fill_between(steps, mean - 2 * error, mean + 2 * error, color=colour, alpha=0.15, linewidth=0)
         axes.plot(steps[cleared > 0], np.full(cleared.sum(), -150 * (k + 1)), "|", color=colour)
     axes.set(title="Reward of the training games", xlabel="environment steps",
              ylabel=f"total reward of a game, mean of the last {window}\n(a tick below: cleared)")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=out.suffix[1:], dpi=110)
-    write_atomically(out, buffer.getbuffer())
+    figure.savefig(out, dpi=110)
     print(f"saved {out}")
 
 
@@ -1028,8 +1028,8 @@ def build_parser():
     what.add_argument("--watch", **trained, help="look at it play --episodes (default: 1)")
     what.add_argument("--noise", choices=NOISES, help="for --evaluate and --watch: 0 to 30 idle steps first (noop), "
                       "5%% random actions (epsilon), the last action again with probability 0.25 (sticky)")
-    what.add_argument("--out", metavar="PATH", help="where to write: the folder of a training (default: runs/single-1, "
-                      "runs/tutorial-1, …), a plot (.png, .svg, .pdf), an evaluation (.json), a clip of --watch (.gif)")
+    what.add_argument("--out", metavar="PATH", help="where to write: the folder of a training, a plot "
+                      "(.png, .svg, .pdf), an evaluation (.json), a clip of --watch (.gif)")
     group = parser.add_argument_group("settings of a training")
     group.add_argument("--preset", choices=PRESETS, help="a set of settings, below those that are typed")
     for spec in fields(Settings):

@@ -243,14 +243,13 @@ def test_noop_noise_idles_0_to_30_steps_and_then_obeys():
     assert sum((n - 3000 / 31) ** 2 / (3000 / 31) for n in idle.values()) < 30 + 5 * math.sqrt(60)
 
 
-@pytest.mark.parametrize("noise, share", [("none", 0), ("epsilon", 0.05 * 4 / 5), ("sticky", 0.25)])
+@pytest.mark.parametrize("noise, share", [("none", 0), ("epsilon", 0.05 * 4 / 5), ("sticky", 0.25), ("random", 0.8)])
 def test_noise_replaces_so_many_actions(noise, share):
     episode, chosen = Episode(np.random.default_rng(5), noise), np.arange(40_000) % 5
     got = np.array([episode.apply_noise(action) for action in chosen])
     other = got != chosen
     assert episode.actions == got.tolist() and type(episode.actions[0]) is int
     assert other.mean() == pytest.approx(share, abs=0.006) and (noise != "none" or not other.any())
-    if noise == "sticky":
-        assert (got[1:][other[1:]] == got[:-1][other[1:]]).all()
-    if noise == "epsilon":
-        assert (np.abs(np.bincount(got[other], minlength=5) / other.sum() - 0.2) < 0.04).all()
+    assert noise != "sticky" or (got[1:][other[1:]] == got[:-1][other[1:]]).all()
+    assert noise != "epsilon" or (np.abs(np.bincount(got[other], minlength=5) / other.sum() - 0.2) < 0.04).all()
+    assert noise != "random" or np.mean(got[1:] == got[:-1]) == pytest.approx(0.8 + 0.2 / 5, abs=0.01)

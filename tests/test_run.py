@@ -120,18 +120,10 @@ def test_a_busy_machine_changes_no_number(small, tmp_path, monkeypatch):
     assert csv_of(tmp_path / "quiet") != csv_of(tmp_path / "other"), "another seed, another run"
 
 
-def test_bfloat16_is_used_where_the_processor_has_it_and_can_be_resumed(small, tmp_path, monkeypatch):
+def test_bfloat16_is_used_where_the_processor_has_it(monkeypatch):
     for processor, has in (({}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=processor: found)
         assert (m.DQNAgent(m.Settings()).bf16, m.DQNAgent(m.Settings(bfloat16=False)).bf16) == (has, False)
-    flags = ["--bfloat16", "--steps", "80", "--learn-start", "20"]
-    train(tmp_path / "whole", *flags)
-    train(tmp_path / "run", *flags, at=50, stop=signal.SIGINT)
-    call("--resume", tmp_path / "run")
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
-    train(tmp_path / "float32", *flags, "--no-bfloat16")
-    rounded, exact = (checkpoint(tmp_path / name)["local_net"]["2.weight"] for name in ("run", "float32"))
-    assert rounded.dtype == torch.float32 and 0 < (exact - rounded).abs().max() < 0.01
 
 
 def test_a_run_leaves_readable_files(tiny):
@@ -187,23 +179,41 @@ def test_what_was_played_is_remembered_and_stands_in_the_table(noise, small, tmp
     assert sorted(table) == sorted(rows) and 20 <= len(rows) <= 21 and {0, 1} == {row[3] for row in rows} and slips > 3
 
 
-def test_practice_begins_within_the_last_cleared_game(small, tmp_path, monkeypatch):
+@pytest.fixture
+def begun(small, monkeypatch):
+    """Of every game that a run begins: the episode, its opening, and of the best game then actions, x and cleared."""
     games, make = [], m.next_episode
+    monkeypatch.setattr(m, "next_episode", lambda agent, best: games.append(
+        (episode := make(agent, best), [*episode.actions], [*best.actions], best.furthest_x, best.cleared)) or episode)
+    return games
 
-    def next_episode(agent, won):
-        episode = make(agent, won)
-        games.append((episode, won, episode.actions.copy()))
-        return episode
-    monkeypatch.setattr(m, "next_episode", next_episode)
+
+def test_practice_begins_within_the_last_cleared_game(begun, small, tmp_path):
     small.death_at = 14
-    rows = m.run(m.Settings(practice=0.5, steps=3000, envs=2, train_noise="none", seed=5), tmp_path / "run")
-    first = next(k for k, (_, won, _) in enumerate(games) if won.cleared)
-    practice = [(won.actions, opening) for episode, won, opening in games if episode.practice]
-    assert first > 5 and not any(opening for _, _, opening in games[:first])
-    assert 0.3 < len(practice) / (len(games) - first) < 0.7
-    assert abs(len(games) - len(practice) - len(rows)) <= 2, "practice games have no row"
-    assert all(len(opening) < len(won) and opening == won[:len(opening)] for won, opening in practice)
-    assert len({id(won) for won, _ in practice}) > 5, "each clear takes the place of the one before"
+    rows = m.run(m.Settings(practice=0.3, steps=3000, envs=2, train_noise="none", seed=5), tmp_path / "run")
+    after = [game for game in begun if game[-1]]
+    practice = [game for game in after if game[0].practice]
+    assert len(begun) - len(after) > 5 and not any(game[1] for game in begun[:-len(after)])
+    assert 0.2 < len(practice) / len(after) < 0.4
+    assert abs(len(begun) - len(practice) - len(rows)) <= 2, "practice games have no row"
+    assert all(len(opening) < len(best) and opening == best[:len(opening)] for _, opening, best, *_ in practice)
+    bests = [best for _, _, best, *_ in begun]
+    assert all(game[0].actions in bests for game in after if game[0].cleared), "each takes the place of the one before"
+
+
+def test_search_goes_on_at_random_late_in_the_furthest_game_until_the_first_clear(begun, small, tmp_path, monkeypatch):
+    """The agent stands still: only games that are played at random get anywhere."""
+    monkeypatch.setattr(m.DQNAgent, "act", lambda self, states: np.zeros(len(states), int))
+    small.clear_at, small.death_at = 190, 60
+    m.run(m.Settings(search=0.3, patience=20, steps=2000, envs=2, seed=5), tmp_path / "run")
+    before = [game for game in begun if not game[-1]]
+    search = [game for game in before if game[0].practice]
+    assert 0.15 < len(search) / len(before) < 0.45 and {episode.noise for episode, *_ in search} == {"random"}
+    assert all(best[:len(opening)] == opening and len(best) - 40 <= len(opening) < len(best)
+               for _, opening, best, *_ in search)
+    furthest = [x for *_, x, _ in before]
+    assert furthest == sorted(furthest) and len(set(furthest)) > 3
+    assert {episode.noise for episode, *_ in begun[len(before):]} == {"noop"}, "after the first clear the agent plays"
 
 
 def test_several_stages_share_the_games_out_and_each_has_its_own_clear_to_practise(small, tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ import mario_ddqn as m  # noqa: E402
 
 DATA = ROOT / "results" / "training"
 WORLD = ROOT / "results" / "world"
+NEEDS = {"1-3": ["--search", 0.5]}  # by level, beside the default settings
 MARKS = (25_000, 50_000, 100_000, 200_000, m.Settings.steps)
 MEANINGS = {"none": "nothing: one game", "noop": "0 to 30 idle steps before play begins",
             "epsilon": "each action is replaced by a random one with probability 0.05",
@@ -32,7 +33,7 @@ NOISES = {"noop": "after 0 to 30 idle steps", "epsilon": "with 5 % random action
 def commands(runs, seeds, stage):
     for seed in range(seeds):
         run = runs / f"seed-{seed}"
-        print(m.command("--double", "--stage", stage, "--seed", seed, "--out", run))
+        print(m.command("--double", "--stage", stage, *NEEDS.get(stage, []), "--seed", seed, "--out", run))
         for noise in m.NOISES:
             print(m.command("--evaluate", run, "--noise", noise))
 

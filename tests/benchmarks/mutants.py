@@ -28,8 +28,12 @@ MUTANTS = [  # what stands in the program, what is put in its place, the files t
     ("self.memory < 2 * max(", "self.memory < 0 * max(", "C"),
     ('"show_jump": False,\n        "bfloat16": False}', '"bfloat16": False}', "C"),
     # Practice
-    ("if episodes[e].cleared:\n", "if not episodes[e].cleared:\n", "R"),
-    ("< agent.settings.practice", "> agent.settings.practice", "R"),
+    ("max(episodes[e], best", "min(episodes[e], best", "R"),
+    ("math.inf if self.cleared else self.furthest_x", "self.furthest_x", "R"),
+    ("agent.rng.random() < share", "agent.rng.random() > share", "R"),
+    ("len(best.actions) - 40", "len(best.actions) - 80", "R"),
+    ('if best.cleared else "random"', 'if not best.cleared else "random"', "R"),
+    ("self.rng.random() < 0.8", "self.rng.random() < 0.7", "E"),
     ("                    if not episodes[e].practice:", "                    if True:", "R"),
     # 2. Environment
     ("return np.maximum(*self.frames), total", "return self.frames[-1], total", "E"),
