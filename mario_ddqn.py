@@ -834,14 +834,14 @@ def evaluate(name, noise="none", episodes=100, seed=0, stage=None, out=None):
     lost = sorted((end, x) for end, x, _ in results if end != "cleared")
     cleared = episodes - len(lost)
     low, high = wilson(cleared, episodes)
+    summary = {"network": path.name, "stage": settings.stage, "noise": noise, "seed": seed, "episodes": episodes,
+               "cleared": cleared, "wilson_95": [low, high], "lost": lost}
+    write_atomically(out, (json.dumps(summary) + "\n").encode())
     print(f"{path}: cleared {settings.stage} in {cleared} of {episodes} games with --noise {noise} " + (
         "(all such games are the same: not a rate)" if noise == "none"
         else f"(95 % interval of the rate: {low:.0%} to {high:.0%})"))
     for (end, x), times in Counter((end, x // 50 * 50) for end, x in lost).most_common(8):
         print(f"{times:6d} × {end} at x = {x} to {x + 49}")
-    summary = {"network": path.name, "stage": settings.stage, "noise": noise, "seed": seed, "episodes": episodes,
-               "cleared": cleared, "wilson_95": [low, high], "lost": lost}
-    write_atomically(out, (json.dumps(summary) + "\n").encode())
     print(f"saved {out}")
 
 
@@ -961,7 +961,7 @@ def plot_rewards(folders, out="runs/rewards.png", window=100):
              ylabel=f"total reward of a game, mean of the last {window}\n(a tick below: cleared)")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=3)
+    figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(out, dpi=110)
     print(f"saved {out}")
 

@@ -52,7 +52,6 @@ def collect(runs, stage):
     shutil.copy(runs / nearest / "network.pt", m.TRAINED / f"mario_{stage}.pt")
     for noise in m.NOISES:
         shutil.copy(runs / nearest / f"evaluation-{noise}.json", m.TRAINED / f"evaluation-mario_{stage}-{noise}.json")
-    make_clip(stage)
 
 
 def make_clip(stage):
@@ -167,6 +166,8 @@ def main():
     data = DATA if args.stage == "1-1" else WORLD
     m.plot_rewards([data / name for name in trainings(data)], data / "rewards.png")
     print(way_table(data), rates_table(data), sep="\n\n")
+    if args.collect:
+        make_clip(args.stage)  # last: the notebooks' module changes how figures look
 
 
 if __name__ == "__main__":
