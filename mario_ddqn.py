@@ -130,7 +130,7 @@ PRESETS = {
         "episodes": 10_000, "steps": 0, "n_step": 1, "reward_scale": 1.0, "flag_bonus": 0.0, "priority": 0.0,
         "learn_start": 32, "train_noise": "none", "practice": 0.0, "patience": 10**6, "show_jump": False,
         "bfloat16": False},
-    "quick": {  # everything once, in half a minute; too short to learn anything worth seeing
+    "quick": {  # everything once, in half a minute
         "steps": 800, "memory": 2_000, "learn_start": 200, "copy_every": 50, "eps_decay": 0.97},
 }
 
@@ -308,10 +308,6 @@ class Episode:
         self.standing = 0 if info["x_pos"] > self.furthest_x else self.standing + 1  # steps without progress
         self.furthest_x = max(self.furthest_x, int(info["x_pos"]))
         self.cleared |= bool(info["flag_get"])
-
-    def progress(self):
-        """How far it came; no game comes further than a cleared one."""
-        return math.inf if self.cleared else self.furthest_x
 
 
 def begin(env, episode):
@@ -576,8 +572,7 @@ def write_atomically(path, content):
 
 def write_tensors(path, content):
     """torch.save by way of memory, so that a full disk is an OSError that says so."""
-    buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **content}, buffer)
+    torch.save({"format": FORMAT, **content}, buffer := io.BytesIO())
     write_atomically(path, buffer.getbuffer())
 
 
@@ -668,7 +663,7 @@ def restore(folder, agent, games):
 def next_episode(agent, best):
     """A new training game. Some are practice: they begin at a random step of `best`, the last cleared game of the
     stage, because its end is reached late and seldom. With --search there is practice before the first clear, too:
-    it goes on at random late in the furthest game (Ecoffet et al. 2021, "First return, then explore")."""
+    it goes on at random late in the furthest game (Ecoffet et al. 2021)."""
     episode = Episode(agent.rng, agent.settings.train_noise)
     share = agent.settings.practice if best.cleared else agent.settings.search
     if share and best.actions and agent.rng.random() < share:
@@ -727,7 +722,8 @@ def run(settings, folder, resume=False):
                         seconds = time.perf_counter() - started
                         rows.append(make_row(len(rows) + 1, stages[e], seconds, agent, episodes[e]))
                         write_rows(folder, rows)
-                    best[stages[e]] = max(episodes[e], best[stages[e]], key=Episode.progress)
+                    best[stages[e]] = max(episodes[e], best[stages[e]],  # if equal, the later one
+                                          key=lambda game: math.inf if game.cleared else game.furthest_x)
                     episodes[e] = next_episode(agent, best[stages[e]])
                     states[e] = begin(envs[e], episodes[e])[0]
                     last = rows[-100:]
@@ -904,7 +900,7 @@ def open_window(title="Mario: space pauses, s steps, 1 to 4 set the speed, q qui
 
 
 def watch(name, noise="none", episodes=1, seed=0, stage=None, out=None):
-    """Greedy play in a window, a picture per step, about 15 a second; or as a GIF (see write_clip)."""
+    """Greedy play in a window, a picture per step, about 15 a second; or as a GIF."""
     Settings(episodes=episodes, seed=seed)  # checks both
     clip, panels = None if out is None else checked_out(out, ".gif"), []
     if not clip and sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
@@ -926,15 +922,16 @@ def watch(name, noise="none", episodes=1, seed=0, stage=None, out=None):
         print(f"saved {clip}: {len(panels)} pictures")
 
 
-def write_clip(path, pictures, fps=15):
-    """pictures: (height, width, 3) uint8 each, in OpenCV's order B, G, R -> a GIF, half their size, with every second
-    one and the last. One palette for all and no dithering keep it small."""
+def write_clip(path, pictures):
+    """pictures: (height, width, 3) uint8 BGR each -> a GIF of half their size, with every second one and the last,
+    about 15 steps a second. One palette for all and no dithering keep it small."""
     halves = [cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)[:, :, ::-1]
               for picture in [*pictures[:-1:2], pictures[-1]]]
     palette = Image.fromarray(np.vstack(halves[::20])).quantize(64)
     first, *others = (Image.fromarray(half).quantize(palette=palette, dither=Image.Dither.NONE) for half in halves)
-    durations = [2000 // fps] * len(others) + [2000]  # milliseconds; two seconds to see how it ended
-    first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
+    durations = [133] * len(others) + [2000]  # milliseconds; time to see how it ended
+    first.save(buffer := io.BytesIO(), "GIF", save_all=True, append_images=others, duration=durations, loop=0)
+    write_atomically(path, buffer.getbuffer())
 
 
 def plot_rewards(folders, out="runs/rewards.png", window=100):
@@ -962,7 +959,8 @@ def plot_rewards(folders, out="runs/rewards.png", window=100):
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2)
-    figure.savefig(out, dpi=110)
+    figure.savefig(buffer := io.BytesIO(), format=out.suffix[1:], dpi=110)
+    write_atomically(out, buffer.getbuffer())
     print(f"saved {out}")
 
 

@@ -219,14 +219,15 @@ def test_two_runs_are_plotted(ending, tiny, tmp_path):
 
 def test_the_curves_are_those_of_the_table(tmp_path, monkeypatch):
     lines, folders = [], [tmp_path / "one", tmp_path / "two"]
-    for folder in folders:
+    for stages, folder in zip((["1-1"], ["1-1", "1-2"]), folders, strict=True):
         folder.mkdir()
-        m.write_rows(folder, [{**dict.fromkeys(m.COLUMNS, 0), "env_steps": steps, "return": points, "cleared": cleared}
+        m.write_rows(folder, [{**dict.fromkeys(m.COLUMNS, 0), "stage": stage, "env_steps": steps, "return": points,
+                               "cleared": cleared} for stage in stages
                               for steps, points, cleared in ((30, 10, 0), (50, 40, 1), (90, 70, 0))])
     monkeypatch.setattr(m.Figure, "savefig", lambda figure, *_, **__: lines.extend(figure.axes[0].lines))
     m.plot_rewards(folders[:1], tmp_path / "x.png", window=2)
     drawn = [np.array(line.get_data()).tolist() for line in lines]
     assert drawn == [[[30, 50, 90], [10, 25, 55]], [[30, 50, 90], [10, 40, 70]], [[50], [-150]]]  # mean, games, clears
-    assert "1 clear" in lines[0].get_label() and "one" in lines[0].get_label()
     m.plot_rewards(folders, tmp_path / "x.png", window=2)
-    assert len(lines) == 3 + 4, "no dots beside a second curve"
+    named = [line.get_label() for line in (lines[0], *lines[3::2])]  # beside other curves without the games
+    assert named == [f"{name} (1 clears)" for name in ("one, 1-1", "one, 1-1", "two, 1-1", "two, 1-2")]

@@ -164,6 +164,12 @@ def test_epsilon_is_the_share_of_random_moves():
     assert share == pytest.approx(np.full(8, 0.4 / 8) + 0.6 * np.eye(8)[5], abs=0.02)
 
 
+def test_agents_refuse_settings_out_of_range():
+    for wrong in {"alpha": 0}, {"alpha": 1.1}, {"gamma": -0.1}, {"gamma": 2}, {"epsilon": 1.5}, {"epsilon": -1}:
+        with pytest.raises(ValueError, match="need"):
+            AgentDoubleQ(rng(), **wrong)
+
+
 @every_learner
 def test_the_seed_decides_everything_and_returns_and_visits_count_what_happened(learner):
     given = learner(rng(11)) if learner is AgentHasselt else None
@@ -281,7 +287,7 @@ def test_the_comparison_is_printed_and_saved_and_a_full_disk_leaves_earlier_file
 @pytest.mark.parametrize("line, hint", [
     ("--episodes 0", "--episodes: 0 is not from 1"), ("--episodes 1" + "0" * 30, "--episodes"),
     ("--episodes 2.5", "invalid int value"), ("--seed -1", "--seed"), ("--seed 1" + "0" * 30, "--seed"),
-    ("--alpha 1.1", "--alpha"), ("--gamma nan", "--gamma"), ("--double --copy-steps 1" + "0" * 30, "--copy-steps"),
+    ("--alpha 0", "--alpha"), ("--gamma nan", "--gamma"), ("--double --copy-steps 1" + "0" * 30, "--copy-steps"),
     ("--copy-steps 50", "only with --double tutorial"), ("--double hasselt --copy-steps 50", "only with"),
     ("--double foo", "hasselt"), ("--sneed 3", "unrecognized"), ("--seed", "expected one argument"),
     ("--out a_file", "a_file"), ("--out taken", "taken")])  # a folder stands where the figure should go

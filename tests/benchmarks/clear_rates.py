@@ -140,7 +140,7 @@ def ends_table():
         for noise in NOISES:
             places = Counter((end, x // 50 * 50) for end, x in evaluations[noise]["lost"]).most_common(4)
             said = "; ".join(f"{times} {end}, {x:,}" for (end, x), times in places)
-            lines.append(f"| {stage} | `{noise}` | {said} |")
+            lines.append(f"| {stage} | `{noise}` | {said or 'none'} |")
     return "\n".join(lines)
 
 

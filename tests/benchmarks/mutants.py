@@ -29,7 +29,7 @@ MUTANTS = [  # what stands in the program, what is put in its place, the files t
     ('"show_jump": False,\n        "bfloat16": False}', '"bfloat16": False}', "C"),
     # Practice
     ("max(episodes[e], best", "min(episodes[e], best", "R"),
-    ("math.inf if self.cleared else self.furthest_x", "self.furthest_x", "R"),
+    ("math.inf if game.cleared else game.furthest_x", "game.furthest_x", "R"),
     ("agent.rng.random() < share", "agent.rng.random() > share", "R"),
     ("len(best.actions) - 40", "len(best.actions) - 80", "R"),
     ('if best.cleared else "random"', 'if not best.cleared else "random"', "R"),
