@@ -29,9 +29,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 
-if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds, ends without a traceback
+if __name__ == "__main__":  # Ctrl-C during the slow imports ends without a traceback
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-# Several PyTorch threads wait for each other at every operation, very long beside a busy program.
+# PyTorch's threads wait for each other at every operation, very long beside a busy program.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import cv2
@@ -45,11 +45,11 @@ from torch.nn import functional
 from tqdm import tqdm
 
 # The game's packages come in two generations: gym and gym-super-mario-bros 7 up to Python 3.12, Gymnasium and
-# gym-super-mario-bros 9 from 3.13 on (requirements.txt). They differ here and in `make_game`, nowhere else.
+# gym-super-mario-bros 9 from 3.13 on (requirements.txt). They differ here and in `make_game`.
 if sys.version_info < (3, 13):
-    with contextlib.redirect_stderr(io.StringIO()):  # gym 0.26 greets with a notice that it is retired
+    with contextlib.redirect_stderr(io.StringIO()):  # gym 0.26 says that it is retired
         import gym
-    gym.logger.set_level(gym.logger.ERROR)  # the "-v0 is out of date" hint: v0 is the original game, on purpose
+    gym.logger.set_level(gym.logger.ERROR)  # "-v0 is out of date": it is the original game
 else:
     import gymnasium as gym
 import gym_super_mario_bros  # noqa: F401 - registers the game
@@ -421,9 +421,7 @@ class ReplayMemory:
 
     def state_dict(self):
         """Everything in it, for a checkpoint; the frames compressed to about a tenth."""
-        with ThreadPoolExecutor() as pool:
-            rings = [frames[:n] for frames, n in zip(self.frames, self.written, strict=True)]
-            frames = list(pool.map(partial(zlib.compress, level=1), rings))
+        frames = [zlib.compress(ring[:n], level=1) for ring, n in zip(self.frames, self.written, strict=True)]
         return {"frames": frames, **{name: torch.from_numpy(getattr(self, name)) for name in self.ARRAYS}}
 
     def load_state_dict(self, saved):
@@ -660,15 +658,21 @@ def restore(folder, agent, games):
     return rows[:count], seconds  # later rows will happen again
 
 
-def next_episode(agent, best):
+def next_episode(agent, best, lengths):
     """A new training game. Some are practice: they begin at a random step of `best`, the last cleared game of the
-    stage, because its end is reached late and seldom. With --search there is practice before the first clear, too:
-    it goes on at random late in the furthest game (Ecoffet et al. 2021)."""
-    episode = Episode(agent.rng, agent.settings.train_noise)
-    share = agent.settings.practice if best.cleared else agent.settings.search
+    stage, because its end is reached late and seldom. With --search there is practice before the first clear:
+    at random, late in the furthest game (Ecoffet et al. 2021). Later it begins where the agent's own games
+    end: within 20 steps of the mean of their `lengths`."""
+    episode, settings = Episode(agent.rng, agent.settings.train_noise), agent.settings
+    share = settings.practice if best.cleared else settings.search
     if share and best.actions and agent.rng.random() < share:
-        first = 0 if best.cleared else max(0, len(best.actions) - 40)
-        episode.actions, episode.practice = best.actions[:agent.rng.integers(first, len(best.actions))], True
+        first, last = 0, len(best.actions)
+        if settings.search:
+            first = max(0, last - 40)
+            if best.cleared:
+                first = min(first, max(0, int(np.mean(lengths)) - 20))
+            last = min(last, first + 40)
+        episode.actions, episode.practice = best.actions[:agent.rng.integers(first, last)], True
         episode.noise = episode.noise if best.cleared else "random"
     return episode
 
@@ -724,13 +728,11 @@ def run(settings, folder, resume=False):
                         write_rows(folder, rows)
                     best[stages[e]] = max(episodes[e], best[stages[e]],  # if equal, the later one
                                           key=lambda game: math.inf if game.cleared else game.furthest_x)
-                    episodes[e] = next_episode(agent, best[stages[e]])
+                    lengths = [row["length"] for row in rows if row["stage"] == stages[e]][-100:]
+                    episodes[e] = next_episode(agent, best[stages[e]], lengths)
                     states[e] = begin(envs[e], episodes[e])[0]
-                    last = rows[-100:]
-                    mean = sum(row["return"] for row in last) / max(1, len(last))
-                    clears = sum(row["cleared"] for row in last)
-                    bar.set_postfix_str(f"return {mean:.0f}, clears {clears} of {len(last)}, ε {agent.epsilon:.2f}",
-                                        refresh=False)
+                    mean, rate = np.mean([(row["return"], row["cleared"]) for row in rows[-100:]] or [(0, 0)], axis=0)
+                    bar.set_postfix_str(f"return {mean:.0f}, cleared {rate:.0%}, ε {agent.epsilon:.2f}", refresh=False)
             bar.update(len(envs))
             # 4. Now and then it saves.
             if time.perf_counter() - saved > CHECKPOINT_SECONDS:
@@ -919,12 +921,12 @@ def watch(name, noise="none", episodes=1, seed=0, stage=None, out=None):
             print(f"{path}: {end} at x = {x}, return {episode.total_reward:.0f}, {len(episode.actions)} steps")
     if panels:
         write_clip(clip, panels)
-        print(f"saved {clip}: {len(panels)} pictures")
+        print(f"saved {clip}")
 
 
 def write_clip(path, pictures):
-    """pictures: (height, width, 3) uint8 BGR each -> a GIF of half their size, with every second one and the last,
-    about 15 steps a second. One palette for all and no dithering keep it small."""
+    """pictures: (height, width, 3) uint8 BGR each -> a GIF of half their size, with every second one and the last.
+    One palette for all and no dithering keep it small."""
     halves = [cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)[:, :, ::-1]
               for picture in [*pictures[:-1:2], pictures[-1]]]
     palette = Image.fromarray(np.vstack(halves[::20])).quantize(64)
@@ -1016,7 +1018,7 @@ class Parser(argparse.ArgumentParser):
 def build_parser():
     """A flag for each field of Settings, which checks the values itself, and the modes."""
     parser = Parser(prog="mario_ddqn.py", argument_default=argparse.SUPPRESS, allow_abbrev=False,
-                    description="Deep Q-learning plays Super Mario Bros World 1-1 from pixels.")
+                    description=__doc__.partition("\n")[0])
     what = parser.add_argument_group("what to do (without any of these: train)")
     what.add_argument("--resume", metavar="RUN", help="continue a run; only --steps and --episodes may change")
     what.add_argument("--plot", metavar="RUN", nargs="+", help="draw the reward curves of runs")

@@ -1,4 +1,4 @@
-"""Both programs stay short. `pytest -s tests/test_budgets.py` prints the numbers."""
+"""Both programs stay short: their budgets may only fall (mario_ddqn.py to 880 lines, 52 KB). `pytest -s` shows them."""
 import ast
 import dataclasses
 import json
@@ -19,7 +19,6 @@ def lines_of(*paths):
 
 
 def check(**budgets):
-    """Each budget is what there is and what there may be."""
     for name, (found, most) in budgets.items():
         print(f"{name.replace('_', ' '):32} {found:6} of {most}")
     assert [name for name, (found, most) in budgets.items() if found > most] == []
@@ -28,7 +27,6 @@ def check(**budgets):
 def test_the_program_keeps_its_budget():
     functions = [node for node in ast.walk(ast.parse(TEXT)) if isinstance(node, ast.FunctionDef)]
     settings = len(dataclasses.fields(m.Settings))
-    # The aim is 880 lines and 52 KB. These numbers may only fall.
     check(lines=(len(TEXT.splitlines()), 1081), bytes=(len(TEXT.encode()), 59_500),
           longest_function=(max(node.end_lineno - node.lineno + 1 for node in functions), 75),
           lines_over_110_characters=(sum(len(line) > 110 for line in TEXT.splitlines()), 60), settings=(settings, 28),

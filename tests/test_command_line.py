@@ -106,8 +106,7 @@ def test_the_presets(place, monkeypatch):
         "double": "tutorial", "gamma": 0.90, "n_step": 1, "lr": 2.5e-4, "lr_end": 2.5e-4, "batch": 32, "train_every": 1,
         "copy_every": 5_000, "memory": 30_000, "learn_start": 32, "priority": 0, "reward_scale": 1, "flag_bonus": 0,
         "eps_decay": 0.99, "eps_min": 0.02, "train_noise": "none", "practice": 0, "search": 0, "patience": 10**6,
-        "episodes": 10_000, "steps": 0, "stage": "1-1", "show_jump": False, "envs": 1, "seed": 0,
-        "bfloat16": False}
+        "episodes": 10_000, "steps": 0, "stage": "1-1", "show_jump": False, "envs": 1, "seed": 0, "bfloat16": False}
     assert quick.double == "single" and quick.steps <= 1000 and quick.learn_start < quick.steps / 2
     assert (mixed.double, mixed.gamma, mixed.show_jump, mixed.memory) == ("hasselt", 0.95, True, 30_000)
     for preset in m.PRESETS:

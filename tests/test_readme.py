@@ -54,7 +54,3 @@ def test_the_parser_knows_every_flag_of_a_command(line):
     parser = {"mario_ddqn.py": m.build_parser, "grid_qlearning.py": grid_qlearning.make_parser}[program]()
     with contextlib.suppress(SystemExit if flags == ["--help"] else ()):
         parser.parse_args(flags)
-
-
-def test_no_mark_is_left_to_be_filled_in():
-    assert not [found for text in PAGES.values() for found in re.findall(r"%%|TODO|TBD|\(to come\)", text)]

@@ -182,39 +182,44 @@ def test_what_was_played_is_remembered_and_stands_in_the_table(noise, small, tmp
 
 @pytest.fixture
 def begun(small, monkeypatch):
-    """Of every game that a run begins: the episode, its opening, and of the best game then actions, x and cleared."""
+    """Of every game that a run begins: the episode, its opening, the best game then, and the lengths of own games."""
     games, make = [], m.next_episode
-    monkeypatch.setattr(m, "next_episode", lambda agent, best: games.append(
-        (episode := make(agent, best), [*episode.actions], [*best.actions], best.furthest_x, best.cleared)) or episode)
+    monkeypatch.setattr(m, "next_episode", lambda agent, best, lengths: games.append(
+        (episode := make(agent, best, lengths), [*episode.actions], best, lengths)) or episode)
     return games
 
 
 def test_practice_begins_within_the_last_cleared_game(begun, small, tmp_path):
     small.death_at = 14
     rows = m.run(m.Settings(practice=0.3, steps=3000, envs=2, train_noise="none", seed=5), tmp_path / "run")
-    after = [game for game in begun if game[-1]]
+    after = [game for game in begun if game[2].cleared]
     practice = [game for game in after if game[0].practice]
-    assert len(begun) - len(after) > 5 and not any(game[1] for game in begun[:-len(after)])
-    assert 0.2 < len(practice) / len(after) < 0.4
-    assert abs(len(begun) - len(practice) - len(rows)) <= 2, "practice games have no row"
-    assert all(len(opening) < len(best) and opening == best[:len(opening)] for _, opening, best, *_ in practice)
-    assert all(game[0].actions in [best for _, _, best, *_ in begun] for game in after if game[0].cleared)  # in turn
+    assert len(begun) - len(after) > 5 and len(begun[-1][3]) == 100 and not any(game[1] for game in begun[:-len(after)])
+    assert 0.2 < len(practice) / len(after) < 0.4 and abs(len(begun) - len(practice) - len(rows)) <= 2  # without rows
+    assert all(game[0] in [best for _, _, best, _ in begun] for game in after if game[0].cleared)  # in turn
 
 
 def test_search_goes_on_at_random_late_in_the_furthest_game_until_the_first_clear(begun, small, tmp_path, monkeypatch):
-    """The agent stands still: only games that are played at random get anywhere."""
-    monkeypatch.setattr(m.DQNAgent, "act", lambda self, states: np.zeros(len(states), int))
-    small.clear_at, small.death_at = 190, 60
-    m.run(m.Settings(search=0.3, patience=20, steps=2000, envs=2, seed=5), tmp_path / "run")
-    before = [game for game in begun if not game[-1]]
+    monkeypatch.setattr(m.DQNAgent, "act", lambda self, states: np.zeros(len(states), int))  # the agent stands still
+    small.clear_at, small.death_at, flags = 370, 120, {"patience": 20, "steps": 7000, "learn_start": 9000, "envs": 2}
+    m.run(m.Settings(search=0.3, practice=0, seed=5, **flags), tmp_path / "run")
+    before = [game for game in begun if not game[2].cleared]
     search = [game for game in before if game[0].practice]
-    assert 0.15 < len(search) / len(before) < 0.45 and {episode.noise for episode, *_ in search} == {"random"}
-    assert all(best[:len(start)] == start and len(best) - 40 <= len(start) < len(best) for _, start, best, *_ in search)
-    assert (furthest := [x for *_, x, _ in before]) == sorted(furthest) and len(set(furthest)) > 3
-    assert {episode.noise for episode, *_ in begun[len(before):]} == {"noop"}, "after the first clear the agent plays"
+    assert 0.15 < len(search) / len(before) < 0.45 and {game[0].noise for game in search} == {"random"}
+    assert all(k == best.actions[:len(k)] and 0 < len(best.actions) - len(k) <= 40 for _, k, best, _ in search)
+    assert (furthest := [game[2].furthest_x for game in before]) == sorted(furthest) and len(set(furthest)) > 2
 
 
-def test_several_stages_share_the_games_out_and_each_has_its_own_clear_to_practise(small, tmp_path, monkeypatch):
+@pytest.mark.parametrize("search, mean, starts", [
+    (0, 60, range(100)), (0.5, 5, range(40)), (0.5, 60, range(40, 80)), (0.5, 500, range(60, 100))])
+def test_practice_begins_anywhere_in_the_game_or_with_search_where_own_games_end(search, mean, starts):
+    agent, best = m.DQNAgent(m.Settings(search=search, practice=1.0)), m.Episode(np.random.default_rng(0))
+    best.actions, best.cleared = [*range(100)], True
+    games = [m.next_episode(agent, best, [mean - 1, mean + 1]) for _ in range(1000)]
+    assert {tuple(game.actions) for game in games if game.noise == "noop"} == {tuple(range(start)) for start in starts}
+
+
+def test_several_stages_share_the_games_out_and_each_has_its_own_clear_to_practise(begun, small, tmp_path, monkeypatch):
     """Stage 1-1 is cleared at x = 85, 1-2 at 70. The third game is of stage 1-1 again."""
     stages = {"1-1": type("Far", (small,), {"clear_at": 85}), "1-2": type("Near", (small,), {"clear_at": 70})}
     flags = "--stage=1-1,1-2 --envs=3 --steps=2001 --practice=0.5 --eps-decay=1".split()
@@ -224,6 +229,8 @@ def test_several_stages_share_the_games_out_and_each_has_its_own_clear_to_practi
     assert all((row["furthest_x"] >= {"1-1": 85, "1-2": 70}[row["stage"]]) == row["cleared"] for row in games)
     ends = [sum(game["furthest_x"] >= x for game in checkpoint(tmp_path / "whole")["games"][3:]) for x in (70, 85)]
     assert ends == [2, 1], "the last clears are kept by stage"
+    firsts = [next(row["length"] for row in games if row["stage"] == stage) for stage in stages]
+    assert {lengths[0] for *_, lengths in begun if 0 < len(lengths) < 100} == {*firsts}, "and so are the lengths"
     train(tmp_path / "parts", *flags, at=1500, stop=signal.SIGINT)
     call("--resume", tmp_path / "parts")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
@@ -261,7 +268,7 @@ def test_the_bar_of_a_long_run_fits_into_80_columns(small, tmp_path, monkeypatch
     train(tmp_path / "run", *ALONE, "--steps", "330")
     (bar,) = bars
     shown = bar.format_meter(**{**bar.format_dict, "n": 390_123, "total": 400_000, "elapsed": 4000.0})
-    assert len(shown) <= 80 and all(word in shown for word in ("390k/400k", "1:06:40<", "step/s", "clears", "ε 1.00"))
+    assert len(shown) <= 80 and all(word in shown for word in ("390k/400k", "1:06:40<", "step/s", "cleared 0%", "ε 1"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

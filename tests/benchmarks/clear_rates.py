@@ -22,7 +22,7 @@ import mario_ddqn as m  # noqa: E402
 
 DATA = ROOT / "results" / "training"
 WORLD = ROOT / "results" / "world"
-NEEDS = {"1-3": ["--search", 0.5]}  # by level, beside the default settings
+NEEDS = {"1-3": ["--search", 0.5, "--practice", 0.75, "--gamma", 0.97]}  # by level, beside the default settings
 MARKS = (25_000, 50_000, 100_000, 200_000, m.Settings.steps)
 MEANINGS = {"none": "nothing: one game", "noop": "0 to 30 idle steps before play begins",
             "epsilon": "each action is replaced by a random one with probability 0.05",
