@@ -421,7 +421,8 @@ class ReplayMemory:
 
     def state_dict(self):
         """Everything in it, for a checkpoint; the frames compressed to about a tenth."""
-        frames = [zlib.compress(ring[:n], level=1) for ring, n in zip(self.frames, self.written, strict=True)]
+        with ThreadPoolExecutor() as pool:
+            frames = list(pool.map(lambda ring, n: zlib.compress(ring[:n], level=1), self.frames, self.written))
         return {"frames": frames, **{name: torch.from_numpy(getattr(self, name)) for name in self.ARRAYS}}
 
     def load_state_dict(self, saved):
@@ -661,17 +662,16 @@ def restore(folder, agent, games):
 def next_episode(agent, best, lengths):
     """A new training game. Some are practice: they begin at a random step of `best`, the last cleared game of the
     stage, because its end is reached late and seldom. With --search there is practice before the first clear:
-    at random, late in the furthest game (Ecoffet et al. 2021). Later it begins where the agent's own games
-    end: within 20 steps of the mean of their `lengths`."""
+    at random, late in the furthest game (Ecoffet et al. 2021). Later it begins where the agent's own games end:
+    within 20 steps of the mean of their `lengths`."""
     episode, settings = Episode(agent.rng, agent.settings.train_noise), agent.settings
     share = settings.practice if best.cleared else settings.search
     if share and best.actions and agent.rng.random() < share:
         first, last = 0, len(best.actions)
         if settings.search:
-            first = max(0, last - 40)
             if best.cleared:
-                first = min(first, max(0, int(np.mean(lengths)) - 20))
-            last = min(last, first + 40)
+                last = min(last, max(40, int(np.mean(lengths)) + 20))
+            first = max(0, last - 40)
         episode.actions, episode.practice = best.actions[:agent.rng.integers(first, last)], True
         episode.noise = episode.noise if best.cleared else "random"
     return episode

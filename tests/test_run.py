@@ -184,8 +184,7 @@ def test_what_was_played_is_remembered_and_stands_in_the_table(noise, small, tmp
 def begun(small, monkeypatch):
     """Of every game that a run begins: the episode, its opening, the best game then, and the lengths of own games."""
     games, make = [], m.next_episode
-    monkeypatch.setattr(m, "next_episode", lambda agent, best, lengths: games.append(
-        (episode := make(agent, best, lengths), [*episode.actions], best, lengths)) or episode)
+    monkeypatch.setattr(m, "next_episode", lambda *a: games.append((new := make(*a), [*new.actions], *a[1:])) or new)
     return games
 
 
@@ -201,20 +200,20 @@ def test_practice_begins_within_the_last_cleared_game(begun, small, tmp_path):
 
 def test_search_goes_on_at_random_late_in_the_furthest_game_until_the_first_clear(begun, small, tmp_path, monkeypatch):
     monkeypatch.setattr(m.DQNAgent, "act", lambda self, states: np.zeros(len(states), int))  # the agent stands still
-    small.clear_at, small.death_at, flags = 370, 120, {"patience": 20, "steps": 7000, "learn_start": 9000, "envs": 2}
-    m.run(m.Settings(search=0.3, practice=0, seed=5, **flags), tmp_path / "run")
+    small.clear_at, small.death_at = 190, 60
+    m.run(m.Settings(search=0.3, patience=20, steps=2000, envs=2, seed=5), tmp_path / "run")
     before = [game for game in begun if not game[2].cleared]
     search = [game for game in before if game[0].practice]
     assert 0.15 < len(search) / len(before) < 0.45 and {game[0].noise for game in search} == {"random"}
     assert all(k == best.actions[:len(k)] and 0 < len(best.actions) - len(k) <= 40 for _, k, best, _ in search)
-    assert (furthest := [game[2].furthest_x for game in before]) == sorted(furthest) and len(set(furthest)) > 2
+    assert (furthest := [game[2].furthest_x for game in before]) == sorted(furthest) and len(set(furthest)) > 3
+    assert {game[0].noise for game in begun[len(before):]} == {"noop"}, "after the first clear the agent plays"
 
 
 @pytest.mark.parametrize("search, mean, starts", [
     (0, 60, range(100)), (0.5, 5, range(40)), (0.5, 60, range(40, 80)), (0.5, 500, range(60, 100))])
 def test_practice_begins_anywhere_in_the_game_or_with_search_where_own_games_end(search, mean, starts):
-    agent, best = m.DQNAgent(m.Settings(search=search, practice=1.0)), m.Episode(np.random.default_rng(0))
-    best.actions, best.cleared = [*range(100)], True
+    agent, best = m.DQNAgent(m.Settings(search=search, practice=1.0)), mock.Mock(actions=[*range(100)], cleared=True)
     games = [m.next_episode(agent, best, [mean - 1, mean + 1]) for _ in range(1000)]
     assert {tuple(game.actions) for game in games if game.noise == "noop"} == {tuple(range(start)) for start in starts}
 
@@ -267,8 +266,8 @@ def test_the_bar_of_a_long_run_fits_into_80_columns(small, tmp_path, monkeypatch
     small.death_at = 3
     train(tmp_path / "run", *ALONE, "--steps", "330")
     (bar,) = bars
-    shown = bar.format_meter(**{**bar.format_dict, "n": 390_123, "total": 400_000, "elapsed": 4000.0})
-    assert len(shown) <= 80 and all(word in shown for word in ("390k/400k", "1:06:40<", "step/s", "cleared 0%", "ε 1"))
+    text = bar.format_meter(**{**bar.format_dict, "n": 390_123, "total": 400_000, "elapsed": 4000.0})
+    assert len(text) <= 80 and all(word in text for word in ("390k/400k", "1:06:40<", "step/s", "cleared 0%", "ε 1.00"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
