@@ -1,4 +1,4 @@
-"""How often do trainings with the default settings clear a level? The reward curves and the tables of some seeds.
+"""How often do trainings with --double clear a level? The reward curves and the tables of some seeds.
 
     python tests/benchmarks/clear_rates.py --commands RUNS   prints the trainings and evaluations to be made
     python tests/benchmarks/clear_rates.py --collect RUNS    copies what they wrote to results/training, and one network
@@ -22,9 +22,9 @@ import mario_ddqn as m  # noqa: E402
 
 DATA = ROOT / "results" / "training"
 WORLD = ROOT / "results" / "world"
-NEEDS = {"1-3": ["--search", 0.5, "--practice", 0.75, "--gamma", 0.97]}  # by level, beside the default settings
+NEEDS = {"1-3": ["--search", 0.5, "--practice", 0.75, "--gamma", 0.97]}  # by level, beside --double
 MARKS = (25_000, 50_000, 100_000, 200_000, m.Settings.steps)
-MEANINGS = {"none": "nothing: one game", "noop": "0 to 30 idle steps before play begins",
+MEANINGS = {"none": "nothing: one game", "noop": "0 to 30 idle steps before play begins, as in training",
             "epsilon": "each action is replaced by a random one with probability 0.05",
             "sticky": "each action is replaced by the one before with probability 0.25"}
 NOISES = {"noop": "after 0 to 30 idle steps", "epsilon": "with 5 % random actions", "sticky": "with sticky actions"}
@@ -149,7 +149,7 @@ def means():
     found = [evaluations for _, evaluations in trainings().values()]
     shares = {noise: fmean(one[noise]["cleared"] / one[noise]["episodes"] for one in found) for noise in NOISES}
     said = ", ".join(f"{100 * shares[noise]:.0f} % {words}" for noise, words in NOISES.items())
-    return f"*Games of World 1-1 that are cleared, mean over {len(found)} trainings with the default settings: {said}.*"
+    return f"*Games of World 1-1 that are cleared, mean over {len(found)} trainings with `--double`: {said}.*"
 
 
 def main():
