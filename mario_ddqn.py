@@ -98,7 +98,7 @@ class Settings:
     practice: float = setting(0.25, "share of training games that begin within the last cleared one", 0, 1)
     search: float = setting(0.0, "share before the first clear, at random from late in the furthest one", 0, 1)
     patience: int = setting(150, "steps without progress that end a training game", 1, 10**6)
-    episodes: int = setting(10_000, "stop after so many episodes", 1, 10**6)
+    episodes: int = setting(10_000, "stop after so many episodes, without practice", 1, 10**6)
     steps: int = setting(400_000, "stop after so many environment steps; 0: no limit", 0, 10**9)
     stage: str = setting("1-1", "world and stage; several, as 1-1,1-2, share the games out", choices=STAGES)
     show_jump: bool = setting(True, "draw a line while the jump button is down", choices=(True, False))
@@ -174,30 +174,25 @@ class MaxAndSkipEnv(gym.Wrapper):
 class ProcessFrame84(gym.ObservationWrapper):
     """Grey (0.299 R + 0.587 G + 0.114 B), 84 wide × 110 high; rows 18 to 101 are kept, without the score.
 
-    With `show_jump` a white line above the picture says that button A is down. Mario jumps only when the button
+    With `show_jump` a white line, the first four rows, says that button A is down. Mario jumps only when the button
     goes down anew, and no frame shows it: without the line the agent can hold A in front of a step for ever."""
 
     observation_space = gym.spaces.Box(0, 255, (84, 84, 1), np.uint8)
 
     def __init__(self, env, show_jump=False):
         super().__init__(env)
-        self.show_jump, self.buttons = show_jump, 0
-
-    def reset(self, **kwargs):
-        self.buttons = 0
-        return super().reset(**kwargs)
+        self.show_jump = show_jump
 
     def step(self, action):
-        self.buttons = action  # one bit per button, as JoypadSpace has translated it; A is the lowest
-        return super().step(action)
+        obs, *others = super().step(action)
+        if self.show_jump and action & 1:  # one bit per button, as JoypadSpace has translated it; A is the lowest
+            obs[:4] = 255
+        return obs, *others
 
     def observation(self, obs):
         grey = cv2.cvtColor(obs, cv2.COLOR_BGRA2GRAY)                       # (240, 256) uint8
         small = cv2.resize(grey, (84, 110), interpolation=cv2.INTER_AREA)   # (110, 84) uint8
-        small = small[18:102]                                               # (84, 84) uint8
-        if self.show_jump and self.buttons & 1:
-            small[:4] = 255
-        return small[:, :, None]                                            # (84, 84, 1) uint8
+        return small[18:102, :, None]                                       # (84, 84, 1) uint8
 
 
 class ImageToPyTorch(gym.ObservationWrapper):
@@ -455,7 +450,7 @@ class DQNAgent:
         self.learnt = []  # (loss, mean Q) of the updates since the last row
 
     def lr_factor(self, updates):
-        """The learning rate falls by the same factor with each update, from `lr` to `lr_end` at the last step."""
+        """The learning rate falls by one factor per update, from `lr` to about `lr_end` at the last step."""
         done = min(1.0, updates * self.settings.train_every / (self.settings.steps or math.inf))
         return (self.settings.lr_end / self.settings.lr) ** done
 
@@ -638,9 +633,10 @@ def save(folder, agent, games, rows, seconds):
     games = [{name: value for name, value in vars(episode).items() if name != "rng"} for episode in games]
     write_tensors(folder / "last.pt", {"rows": len(rows), "seconds": seconds, "games": games, **agent.state_dict()})
     weights = {name: weight.half().cpu().contiguous() for name, weight in agent.local_net.state_dict().items()}
-    settings = json.dumps(asdict(agent.settings))
+    settings = json.dumps(asdict(agent.settings), indent=1)
     write_tensors(folder / "network.pt", {"settings": settings, "steps": agent.steps, "seconds": seconds,
                                           "local_net": weights})
+    write_atomically(folder / "settings.json", settings.encode())  # --resume may have changed --steps or --episodes
 
 
 def restore(folder, agent, games):
@@ -687,7 +683,7 @@ def make_row(number, stage, seconds, agent, episode):
 
 
 def run(settings, folder, resume=False):
-    """Trains: writes a new run into `folder`, or continues the one there. Returns its rows, a dict per game."""
+    """Trains: writes a new run into `folder`, or continues the one there. Returns its rows, one a game but practice."""
     agent = DQNAgent(settings)
     stages = list(itertools.islice(itertools.cycle(settings.stage.split(",")), settings.envs))  # of each game
     envs = [make_env(stage, settings.show_jump) for stage in stages]
@@ -701,11 +697,13 @@ def run(settings, folder, resume=False):
                bar_format="{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]") as bar):
         states = np.stack([state for state, _ in pool.map(begin, envs, episodes)])  # (E, 4, 84, 84) float32
         write_rows(folder, rows)
-        if not resume:  # from now on the run can be continued
-            write_atomically(folder / "settings.json", json.dumps(asdict(settings), indent=1).encode())
-            save(folder, agent, [*episodes, *best.values()], rows, seconds)
-        started, saved, last_step = time.perf_counter() - seconds, time.perf_counter(), settings.steps or math.inf
+        started, last_step = time.perf_counter() - seconds, settings.steps or math.inf
+        saved = time.perf_counter() if resume else -math.inf  # a new run is saved at once: from then on it can go on
         while not stop and len(rows) < settings.episodes and agent.steps < last_step:
+            # Now and then all is saved.
+            if time.perf_counter() - saved > CHECKPOINT_SECONDS:
+                save(folder, agent, [*episodes, *best.values()], rows, time.perf_counter() - started)
+                saved = time.perf_counter()
             # 1. Every game takes one step, in a thread of its own.
             actions = [episode.apply_noise(action)
                        for episode, action in zip(episodes, agent.act(states), strict=True)]
@@ -734,10 +732,6 @@ def run(settings, folder, resume=False):
                     mean, rate = np.mean([(row["return"], row["cleared"]) for row in rows[-100:]] or [(0, 0)], axis=0)
                     bar.set_postfix_str(f"return {mean:.0f}, cleared {rate:.0%}, ε {agent.epsilon:.2f}", refresh=False)
             bar.update(len(envs))
-            # 4. Now and then it saves.
-            if time.perf_counter() - saved > CHECKPOINT_SECONDS:
-                save(folder, agent, [*episodes, *best.values()], rows, time.perf_counter() - started)
-                saved = time.perf_counter()
         save(folder, agent, [*episodes, *best.values()], rows, time.perf_counter() - started)
     for env in envs:
         env.close()
@@ -758,20 +752,18 @@ MAX_STEPS = 1000  # of an evaluation game; a clear takes about 300
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
 
 
-def play_episode(env, q_values, episode, show=None):
+def play_episode(env, q_values, episode, show=lambda *_: None):
     """Plays one game greedily, under the noise of `episode`; `show(picture, state, values, episode)` sees every step
     before it reaches the game, and the end. Returns "cleared", "died" or "out of time", and x at the end."""
     (state, info), done = begin(env, episode), False
     while not done and len(episode.actions) < MAX_STEPS:
         values = q_values(state[None])[0]  # (5,)
         action = episode.apply_noise(values.argmax())
-        if show:
-            show(info["picture"], state, values, episode)
+        show(info["picture"], state, values, episode)
         state, reward, terminated, truncated, info = step_game(env, action)
         episode.add(reward, info)
         done = terminated or truncated
-    if show:
-        show(info["picture"], state, values, episode)
+    show(info["picture"], state, values, episode)
     return "cleared" if episode.cleared else "died" if terminated else "out of time", int(info["x_pos"])
 
 
@@ -822,7 +814,7 @@ def load_network(name=None, stage=None):
 
 def evaluate(name, noise="none", episodes=100, seed=0, stage=None, out=None):
     """Plays greedily, prints the clear rate and where lost games end, and writes both to a JSON file."""
-    Settings(episodes=episodes, seed=seed)  # checks both
+    Settings(episodes=episodes, seed=seed, train_noise=noise)  # checks all three
     episodes = 1 if noise == "none" else episodes
     path, q_values, settings = load_network(name, stage)
     folder, stem = (path.parent, "") if path.name == "network.pt" else (Path("runs"), path.stem + "-")
@@ -903,12 +895,16 @@ def open_window(title="Mario: space pauses, s steps, 1 to 4 set the speed, q qui
 
 def watch(name, noise="none", episodes=1, seed=0, stage=None, out=None):
     """Greedy play in a window, a picture per step, about 15 a second; or as a GIF."""
-    Settings(episodes=episodes, seed=seed)  # checks both
+    Settings(episodes=episodes, seed=seed, train_noise=noise)  # checks all three
     clip, panels = None if out is None else checked_out(out, ".gif"), []
     if not clip and sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
         raise UserError("--watch: there is no display here; add --out clip.gif to write a file instead")
     path, q_values, settings = load_network(name, stage)
-    look, past = panels.append if clip else open_window(), deque(maxlen=100)
+
+    def keep(panel):  # in half its size: a long game's panels would take gigabytes
+        panels.append(cv2.resize(panel, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
+
+    look, past = keep if clip else open_window(), deque(maxlen=100)
 
     def show(picture, state, values, episode):
         past.append(values.max() / settings.reward_scale)
@@ -925,12 +921,11 @@ def watch(name, noise="none", episodes=1, seed=0, stage=None, out=None):
 
 
 def write_clip(path, pictures):
-    """pictures: (height, width, 3) uint8 BGR each -> a GIF of half their size, with every second one and the last.
-    One palette for all and no dithering keep it small."""
-    halves = [cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)[:, :, ::-1]
-              for picture in [*pictures[:-1:2], pictures[-1]]]
-    palette = Image.fromarray(np.vstack(halves[::20])).quantize(64)
-    first, *others = (Image.fromarray(half).quantize(palette=palette, dither=Image.Dither.NONE) for half in halves)
+    """pictures: (height, width, 3) uint8 BGR each -> a GIF of every second one and the last. One palette for all and
+    no dithering keep it small."""
+    shown = [picture[:, :, ::-1] for picture in [*pictures[:-1:2], pictures[-1]]]  # RGB
+    palette = Image.fromarray(np.vstack(shown[::20])).quantize(64)
+    first, *others = (Image.fromarray(rgb).quantize(palette=palette, dither=Image.Dither.NONE) for rgb in shown)
     durations = [133] * len(others) + [2000]  # milliseconds; time to see how it ended
     first.save(buffer := io.BytesIO(), "GIF", save_all=True, append_images=others, duration=durations, loop=0)
     write_atomically(path, buffer.getbuffer())
@@ -986,7 +981,7 @@ def checked_out(name, *endings):
 
 def train(preset=None, out=None, **typed):
     """A new run in a new folder."""
-    settings = Settings(**{**PRESETS.get(preset, {}), **typed})
+    settings = Settings(**{**(PRESETS[preset] if preset else {}), **typed})
     free = (path for k in range(1, 10**6) if not (path := Path("runs", f"{settings.double}-{k}")).exists())
     folder = Path(out) if out is not None else next(free)
     if out == "" or folder.suffix in (".png", ".svg", ".pdf", ".json", ".gif"):

@@ -90,6 +90,9 @@ def test_settings_from_python_get_the_message_of_the_command_line(refused):
         with pytest.raises(m.UserError) as error:
             m.Settings(**wrong)
         refused([f"--{name.replace('_', '-')}={value}" for name, value in wrong.items()], f" {error.value}\n")
+    for misspelt in (lambda: m.evaluate("run", noise="nop"), lambda: m.watch("run", noise="nop")):
+        with pytest.raises(m.UserError, match="noise: 'nop'"):
+            misspelt()
     for wrong in ({"gamma": "0.9"}, {"gamma": math.nan}, {"show_jump": "no"}, {"double": None}, {"stage": ["1-1"]}):
         with pytest.raises(m.UserError, match=list(wrong)[0].replace("_", "-")):
             m.Settings(**wrong)

@@ -279,6 +279,8 @@ def test_the_command_that_a_stopped_run_prints_continues_it(number, small, tmp_p
     assert os.path.samefile(python, sys.executable) and os.path.samefile(program, m.__file__)
     assert m.main(argv) == 0 and checkpoint(tmp_path / "a run")["steps"] == 300
     ends_in_one_line(capsys, argv, "finished", "--steps")
+    call(*argv[-2:], "--steps", "900", at=400, stop=number)  # a limit that was moved holds for the next command, too
+    assert m.main(argv) == 0 and checkpoint(tmp_path / "a run")["steps"] == 900
 
 
 def test_ctrl_c_ends_a_real_training_cleanly(tmp_path):

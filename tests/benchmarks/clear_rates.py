@@ -64,8 +64,7 @@ def make_clip(stage):
         game = record(q_values, settings, "noop", number)
         if game.end == "cleared":
             break
-    twice = [picture[8:232, :, :3].repeat(2, 0).repeat(2, 1) for picture in game.pictures]  # write_clip halves them
-    m.write_clip(m.TRAINED / f"mario_{stage}.gif", twice)
+    m.write_clip(m.TRAINED / f"mario_{stage}.gif", [picture[8:232, :, :3] for picture in game.pictures])
 
 
 def trainings(data=DATA):
