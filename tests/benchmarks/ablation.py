@@ -36,12 +36,11 @@ def collect(runs):
     """One dict per run in that folder: the ingredient, what its settings differ in from the default ones, and how far
     it came."""
     default, found = json.loads((runs / "default-0" / "settings.json").read_text()), []
-    for network in sorted(runs.glob("*-*/network.pt")):
-        name, seed = network.parent.name.rsplit("-", 1)
-        settings = json.loads((network.parent / "settings.json").read_text())
+    for path in sorted(runs.glob("*-*/settings.json")):
+        (name, seed), settings = path.parent.name.rsplit("-", 1), json.loads(path.read_text())
         changed = {key: value for key, value in settings.items() if value != default[key] and key != "seed"}
         found.append({"name": name.replace("-", " "), "seed": int(seed), "changed": changed,
-                      **summary(m.read_rows(network.parent), MARKS)})
+                      **summary(m.read_rows(path.parent), MARKS)})
     return found
 
 
