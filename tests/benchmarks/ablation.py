@@ -5,7 +5,6 @@
     python tests/benchmarks/ablation.py                   the figure (ablation.png) and the table, from ablation.json
 
 A run differs from the default in what its settings.json says.
-(The runs that are there now were made with the program and the settings of commit 63b135f.)
 """
 import argparse
 import json
@@ -79,7 +78,7 @@ def draw(found):
     for k, (name, part) in enumerate(runs.items()):
         color, width = ("black", 3) if name == "default" else (m.COLOURS[(k - 1) % len(m.COLOURS)], 1.6)
         ways = [m.np.interp(steps, *[*zip(*rolling(run), strict=True)][:2], left=m.np.nan) for run in part]
-        curves.plot(steps, m.np.mean(ways, axis=0), color=color, linewidth=width, label=f"{name} ({len(part)} seeds)",
+        curves.plot(steps, m.np.mean(ways, axis=0), color=color, linewidth=width, label=f"{name}, seeds: {len(part)}",
                     linestyle="-" if k <= len(m.COLOURS) else "--")
         for run in part:
             dots.plot(run[f"return at {LAST}"], k, "o", color=color, markersize=8)
