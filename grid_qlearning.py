@@ -3,7 +3,7 @@
     python grid_qlearning.py                                  Q-learning
     python grid_qlearning.py --double [tutorial|hasselt]      double Q-learning, by one of two rules
 
-"The tutorial" is Andrew Grebenisan, *Play Super Mario Bros with a Double Deep Q-Network* (Paperspace blog):
+"The tutorial" is Andrew Grebenisan, Play Super Mario Bros with a Double Deep Q-Network (Paperspace blog):
 https://blog.paperspace.com/building-double-deep-q-network-super-mario-bros/
 
 Three agents share one update and one training loop. The mark "<- changed" shows where they differ."""
@@ -51,7 +51,7 @@ class Grid:
     start, end = 6, 2
 
     def step(self, state, action):
-        """Take a state and an action. Return the next state (int), the reward (float) and terminal (bool)."""
+        """One step -> next state (int), reward (float), terminal (bool): it reached the end square."""
         down, right = MOVES[action]
         row, col = state // SIZE + down, state % SIZE + right
         inside = 0 <= row < SIZE and 0 <= col < SIZE
@@ -59,15 +59,15 @@ class Grid:
         return next_state, self.reward(next_state), next_state == self.end
 
     def reward(self, next_state):
-        """Take the state that a move led to. Return 0.0 for the end square and -1.0 for any other."""
+        """The reward (float) of a move that led to this state."""
         return 0.0 if next_state == self.end else -1.0
 
 
 # ===== 3. Agents. In: a random generator and settings. Out: a table of action values.
 class Agent:
-    """Q-learning (Watkins 1989; Sutton & Barto 2018, section 6.5). It takes a np.random.Generator, the source of all
-    its random numbers, and three of the settings above. It learns q_table, (9, 8) float64: for each state and
-    action the return to expect, in units of reward."""
+    """Q-learning (Watkins 1989; Sutton and Barto 2018, section 6.5). `rng`, a np.random.Generator, is the
+    source of all its random numbers. `q_table`, (9, 8) float64, is what it learns: for each state and action the
+    return to expect, in units of reward."""
     title = "Q-learning"
 
     def __init__(self, rng, alpha=ALPHA, gamma=GAMMA, epsilon=EPSILON):
@@ -77,12 +77,12 @@ class Agent:
         # No return is above 0, so among zeros an untried action looks best, and the agent tries it.
         self.q_table = np.zeros((N_STATES, N_ACTIONS))  # (9, 8) float64
 
-    def action_values(self, state=slice(None)):
-        """Take a state. Return the values that the agent acts on, (8,) float64; without a state all, (9, 8)."""
+    def action_values(self, state=slice(None)):  # slice(None) stands for ":", all states
+        """The values that the agent acts on, (8,) float64; without a state all of them, (9, 8)."""
         return self.q_table[state]
 
     def act(self, state):
-        """Take a state. Return an action (int): a random one with probability epsilon, otherwise a best one."""
+        """ε-greedy: a random action (int) with probability epsilon, otherwise a best one."""
         if self.rng.random() < self.epsilon:
             return int(self.rng.integers(N_ACTIONS))
         values = self.action_values(state)  # (8,) float64
@@ -91,12 +91,12 @@ class Agent:
         return int(self.rng.choice(best))
 
     def td_target(self, reward, next_state):
-        """Take the reward and the next state of a step short of the end. Return the target (float)."""
+        """What Q(s, a) should have been (float), after a step that did not reach the end."""
         # target = r + γ max_a' Q(s', a')
         return reward + self.gamma * self.q_table[next_state].max()
 
     def q_update(self, state, action, reward, next_state, terminal):
-        """Learn from one step. terminal (bool): it reached the end square."""
+        """One update, from one step."""
         # target = r, if s' is the end, because no reward follows
         target = reward if terminal else self.td_target(reward, next_state)
         # δ = target - Q(s, a)
@@ -105,13 +105,13 @@ class Agent:
         self.q_table[state, action] += self.alpha * td_error
 
     def best_policy(self):
-        """Return the first of the best actions of each state, (9,) int64; at the end it means nothing."""
+        """The first of the best actions of each state, (9,) int64; at the end it means nothing."""
         return self.action_values().argmax(axis=1)  # (9, 8) -> (9,)
 
 
 class AgentDoubleQ(Agent):
     """The tutorial's double Q-learning: a target network (Mnih et al. 2015) in the form of a table.
-    q_target, (9, 8) float64, is a copy of q_table, made anew every copy_steps (int) steps."""
+    q_target, (9, 8) float64, is a copy of q_table, made anew every `copy_steps` steps."""
     title = "Double Q-learning, tutorial's rule"
 
     def __init__(self, rng, alpha=ALPHA, gamma=GAMMA, epsilon=EPSILON, copy_steps=COPY_STEPS):
@@ -131,7 +131,7 @@ class AgentDoubleQ(Agent):
 
 
 class AgentHasselt(Agent):
-    """Double Q-learning (van Hasselt 2010, algorithm 1; Sutton & Barto 2018, section 6.7). It learns
+    """Double Q-learning (van Hasselt 2010, algorithm 1; Sutton and Barto 2018, section 6.7). It learns
     two tables, (9, 8) float64 each. Before each update a fair coin decides which of them is q_table. This
     table learns, and it picks the next action. The other one, q_other, values that action."""
     title = "Double Q-learning, van Hasselt's rule"
@@ -156,7 +156,7 @@ class AgentHasselt(Agent):
 
 # ===== 4. Training loop. In: an agent and a grid. Out: the trained agent, its returns and its visits.
 def run_episodes(agent, grid, episodes=EPISODES, max_steps=MAX_STEPS):
-    """Train an agent for some episodes of at most max_steps steps. Return the sum of rewards of each episode,
+    """Trains an agent for some episodes of at most max_steps steps. Returns the sum of rewards of each episode,
     (episodes,) float64, and how often the agent took each action in each state, (9, 8) int64."""
     returns = np.zeros(episodes)  # (episodes,) float64
     visits = np.zeros((N_STATES, N_ACTIONS), dtype=np.int64)  # (9, 8) int64
@@ -175,20 +175,20 @@ def run_episodes(agent, grid, episodes=EPISODES, max_steps=MAX_STEPS):
 
 
 def train_agent(agent=None, grid=None, episodes=EPISODES, seed=0, max_steps=MAX_STEPS):
-    """Train the agent, or a new `Agent` with this seed. Return the agent, its returns and visits."""
+    """Trains the agent, or a new `Agent` with this seed. Returns the agent, its returns and visits."""
     agent = agent or Agent(np.random.default_rng(seed))
     returns, visits = run_episodes(agent, grid or Grid(), episodes, max_steps)
     return agent, returns, visits
 
 
 def train_agent_doubleq(agent=None, grid=None, episodes=EPISODES, seed=0, max_steps=MAX_STEPS):
-    """Train the agent, or a new `AgentDoubleQ` with this seed. Return the same as `train_agent`."""
+    """Trains the agent, or a new `AgentDoubleQ` with this seed. Returns the same as `train_agent`."""
     agent = agent or AgentDoubleQ(np.random.default_rng(seed))
     return train_agent(agent, grid, episodes, seed, max_steps)
 
 
 def greedy_path(policy, grid=None, max_steps=MAX_STEPS):
-    """Follow a policy, (9,) ints, from the start to the end, for at most max_steps steps. Return the states (list
+    """Follows a policy, (9,) ints, from the start to the end, for at most max_steps steps. Returns the states (list
     of int) and the return (float)."""
     grid = grid or Grid()
     states, total, terminal = [grid.start], 0.0, False
@@ -200,21 +200,21 @@ def greedy_path(policy, grid=None, max_steps=MAX_STEPS):
 
 
 # ===== 5. Figure. In: returns, a policy, visits. Out: a picture, and a table of arrows as text.
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"  # safe for the colour-blind (Okabe & Ito)
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"  # safe for the colour-blind (Okabe and Ito)
 REWARD_LABEL = f"normalised average reward\nbest return (−1) ÷ mean of last {WINDOW} returns"
 CAVEAT = (f"Faded or with a '?': a square seen fewer than {FEW_VISITS} times. A greedy learner does not\n"
           "visit every corner often enough to have a sensible arrow there: that arrow may be wrong.")
 
 
 def normalised_average(returns, window=WINDOW):
-    """Take returns, (episodes,) float64. Return the best return ÷ the mean of the last `window` returns, same
-    shape: 1 for the best path in every episode, 0.5 for twice its cost."""
+    """The best return ÷ the mean of the last `window` returns, (episodes,) float64 like `returns`: 1 for the best path
+    in every episode, 0.5 for twice its cost."""
     means = [np.mean(returns[max(0, end - window):end]) for end in range(1, len(returns) + 1)]
     return BEST_RETURN / np.array(means)
 
 
 def plot_rewards(ax, returns, label=None, color=BLUE):
-    """Draw on ax the normalised average of returns, (episodes,) float64, up to episode 1,000."""
+    """Draws on ax the normalised average of returns, (episodes,) float64, up to episode 1,000."""
     scores = normalised_average(returns[:PLOTTED])  # (at most 1000,) float64
     ax.plot(np.arange(1, len(scores) + 1), scores, color=color, label=label)
     ax.axhline(1, color=GREY, linestyle="--")  # the best path in every episode
@@ -222,7 +222,7 @@ def plot_rewards(ax, returns, label=None, color=BLUE):
 
 
 def plot_policy(ax, policy, visits):
-    """Draw on ax a policy, (9,) ints, as arrows, each with the visits, (9, 8) ints, to its square."""
+    """Draws on ax a policy, (9,) ints, as arrows, each with the visits, (9, 8) ints, to its square."""
     for state, count in enumerate(visits.sum(axis=1)):  # (9, 8) -> (9,)
         row, col = divmod(state, SIZE)
         word = {Grid.start: "start", Grid.end: "end"}.get(state, "")
@@ -238,7 +238,7 @@ def plot_policy(ax, policy, visits):
 
 
 def policy_text(policy, visits):
-    """Take a policy, (9,) ints, and visits, (9, 8) ints. Return both as a table of text, a cell for each square."""
+    """A policy, (9,) ints, and visits, (9, 8) ints, as a table of text, a cell for each square."""
     cells = []
     for action, count in zip(policy, visits.sum(axis=1), strict=True):  # (9,), (9,)
         cells.append(f"{ARROWS[action]} {count:>7,}{'?' if count < FEW_VISITS else ' '}")
@@ -247,7 +247,7 @@ def policy_text(policy, visits):
 
 
 def save_whole(path, save):
-    """Write a file with save(another path), then move it to path, so that path is never half full."""
+    """Writes a file with save(another path), then moves it to path, so that path is never half full."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save(unfinished)
@@ -257,7 +257,7 @@ def save_whole(path, save):
 
 
 def save_figure(path, agent, returns, visits):
-    """Draw rewards and policy side by side and write them to path as PNG."""
+    """Draws rewards and policy side by side and writes them to path as PNG."""
     figure = Figure(figsize=(11, 5.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     figure.suptitle(f"{agent.title}, {len(returns):,} episodes, {100 * agent.epsilon:g} % random moves", size=15)
@@ -272,7 +272,7 @@ LEARNERS = {None: Agent, "tutorial": AgentDoubleQ, "hasselt": AgentHasselt}  # b
 
 
 def between(kind, low, high):
-    """Return a function that turns text into a number of that kind from low to high, for argparse."""
+    """A function that turns text into a number of that kind from low to high, for argparse."""
     def convert(text):
         if low <= kind(text) <= high:
             return kind(text)
@@ -282,7 +282,6 @@ def between(kind, low, high):
 
 
 def make_parser():
-    """Return the parser of the command line."""
     parser = argparse.ArgumentParser("grid_qlearning.py", description="Q-learning on a 3x3 grid", allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {' '.join(message.split())}\n")  # one line
     about = "double Q-learning, by the tutorial's rule if none is named (default: plain Q-learning)"
@@ -302,7 +301,7 @@ def make_parser():
 
 
 def main(argv=None):
-    """Train an agent, save its figure and print its policy. argv: list of str, or None for the command line."""
+    """The program: trains an agent, saves its figure and prints its policy. argv: by default the command line."""
     parser = make_parser()
     settings = parser.parse_args(argv)
     if settings.copy_steps and settings.double != "tutorial":

@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import csv
 import io
-import itertools
 import json
 import math
 import os
@@ -26,7 +25,6 @@ from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":  # Ctrl-C during the slow imports ends without a traceback
@@ -41,7 +39,6 @@ from filelock import FileLock, Timeout  # comes with torch
 from matplotlib.figure import Figure
 from PIL import Image  # comes with matplotlib
 from torch import nn
-from torch.nn import functional
 from tqdm import tqdm
 
 # The game's packages come in two generations: gym and gym-super-mario-bros 7 up to Python 3.12, Gymnasium and
@@ -96,9 +93,9 @@ class Settings:
     eps_min: float = setting(0.02, "last ε", 0, 1)
     train_noise: str = setting("noop", "noise in the training games, as --noise", choices=NOISES)
     practice: float = setting(0.25, "share of training games that begin within the last cleared one", 0, 1)
-    search: float = setting(0.0, "share before the first clear, at random from late in the furthest one", 0, 1)
+    search: float = setting(0.0, "share before the first clear that go on at random late in the furthest", 0, 1)
     patience: int = setting(150, "steps without progress that end a training game", 1, 10**6)
-    episodes: int = setting(10_000, "stop after so many episodes, without practice", 1, 10**6)
+    episodes: int = setting(10_000, "stop after so many episodes; practice does not count", 1, 10**6)
     steps: int = setting(400_000, "stop after so many environment steps; 0: no limit", 0, 10**9)
     stage: str = setting("1-1", "world and stage; several, as 1-1,1-2, share the games out", choices=STAGES)
     show_jump: bool = setting(True, "draw a line while the jump button is down", choices=(True, False))
@@ -110,10 +107,11 @@ class Settings:
         for spec in fields(self):
             flag, value = "--" + spec.name.replace("_", "-"), getattr(self, spec.name)
             low, high, choices = (spec.metadata[name] for name in ("low", "high", "choices"))
-            given = value.split(",") if spec.name == "stage" and isinstance(value, str) else [value]
-            if choices and not all(choice in choices for choice in given):
-                raise UserError(f"{flag}: {value!r} is not one of {', '.join(map(str, choices))}")
-            if not choices and not (type(value) in (int, spec.type) and low <= value <= high):
+            if choices:
+                given = str(value).split(",") if spec.name == "stage" else [value]
+                if not all(choice in choices for choice in given):
+                    raise UserError(f"{flag}: {value!r} is not one of {', '.join(map(str, choices))}")
+            elif type(value) not in (int, spec.type) or not low <= value <= high:  # True is an int, too
                 kind = "whole number" if spec.type is int else "number"
                 raise UserError(f"{flag}: {value!r} is not a {kind} from {low} to {high}")
         if self.memory < 2 * max(self.learn_start, self.envs * (self.n_step + 8)):
@@ -138,8 +136,8 @@ PRESETS = {
 # ===== 2. Environment. In: a stage, an action (0 to 4). Out: a state (4, 84, 84) float32 in [0, 1], a reward.
 
 def emulator_picture(obs):
-    """The emulator's own picture beneath `obs`, (240, 256, 4) uint8 in the order B, G, R, unused. nes-py shows it
-    as a mirrored view, (240, 256, 3) in RGB, whose copy goes byte by byte and takes four times as long."""
+    """The emulator's own picture, (240, 256, 4) uint8 in the order B, G, R, unused. nes-py shows it as RGB by a view
+    (240, 256, 3) that reads the same memory backwards and takes many times as long to copy."""
     if obs.strides == (1024, 4, -1):  # such a view: four bytes a pixel, read backwards
         return np.lib.stride_tricks.as_strided(obs[:, :, ::-1], (240, 256, 4), (1024, 4, 1))
     return cv2.cvtColor(np.ascontiguousarray(obs), cv2.COLOR_RGB2BGRA)
@@ -151,7 +149,7 @@ class MaxAndSkipEnv(gym.Wrapper):
 
     def __init__(self, env, skip=4):
         super().__init__(env)
-        self.skip, self.frames = skip, deque(maxlen=2)
+        self.skip = skip
 
     def step(self, action):
         total_reward = 0.0
@@ -166,8 +164,7 @@ class MaxAndSkipEnv(gym.Wrapper):
 
     def reset(self, **kwargs):
         obs, info = self.env.reset(**kwargs)
-        self.frames.clear()
-        self.frames.append(emulator_picture(obs).copy())
+        self.frames = deque([emulator_picture(obs).copy()], maxlen=2)
         return self.frames[0], {**info, "picture": self.frames[0]}
 
 
@@ -176,8 +173,6 @@ class ProcessFrame84(gym.ObservationWrapper):
 
     With `show_jump` a white line, the first four rows, says that button A is down. Mario jumps only when the button
     goes down anew, and no frame shows it: without the line the agent can hold A in front of a step for ever."""
-
-    observation_space = gym.spaces.Box(0, 255, (84, 84, 1), np.uint8)
 
     def __init__(self, env, show_jump=False):
         super().__init__(env)
@@ -198,8 +193,6 @@ class ProcessFrame84(gym.ObservationWrapper):
 class ImageToPyTorch(gym.ObservationWrapper):
     """Channel first, as PyTorch's convolutions want it."""
 
-    observation_space = gym.spaces.Box(0, 255, (1, 84, 84), np.uint8)
-
     def observation(self, obs):
         return np.moveaxis(obs, 2, 0)  # (1, 84, 84) uint8
 
@@ -207,8 +200,6 @@ class ImageToPyTorch(gym.ObservationWrapper):
 class BufferWrapper(gym.ObservationWrapper):
     """The last four frames as one observation: a single one does not show which way Mario moves. Before an
     episode's first frame there are black ones."""
-
-    observation_space = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
 
     def reset(self, **kwargs):
         self.buffer = np.zeros((4, 84, 84), np.uint8)
@@ -241,7 +232,7 @@ class TutorialReward(gym.Wrapper):
         obs, _, terminated, truncated, info = self.env.step(action)
         moved, ticked = info["x_pos"] - self.x, info["time"] - self.clock
         self.x, self.clock = info["x_pos"], info["time"]
-        reward = (moved if abs(moved) <= 5 else 0) + min(ticked, 0)  # Mario is no faster; the clock falls
+        reward = (moved if abs(moved) <= 5 else 0) + min(ticked, 0)  # no move is faster, no clock runs backwards
         reward -= 25 * (info["is_dying"] or info["is_dead"])
         return obs, float(np.clip(reward, -15, 15)), terminated, truncated, info
 
@@ -379,28 +370,29 @@ class ReplayMemory:
             for frame in state:
                 self._write(frame, env)
             self.first[env] = self.written[env] - 1
-        now = self.written[env] - 1
-        self.actions[env, now % self.size], self.rewards[env, now % self.size] = action, reward
-        self.ends[env, now % self.size] = self.TERMINATED if terminal else self.TRUNCATED if truncated else 0
+        now = self.written[env] - 1  # the frame that ends `state`
+        at = now % self.size
+        self.actions[env, at], self.rewards[env, at] = action, reward
+        self.ends[env, at] = self.TERMINATED if terminal else self.TRUNCATED if truncated else 0
         highest = max(1.0, self.priority.max())  # a new transition is to be seen soon
         self._write(next_state[-1], env)
-        oldest = max(now - self.n_step + 1, self.first[env])  # the oldest that may still wait for its n steps
-        if terminal or truncated:
-            self.priority[env, np.arange(oldest, now + 1) % self.size] = highest
+        complete = now - self.n_step + 1  # this transition has now got its n rewards
+        if terminal or truncated:  # no more rewards come: the younger ones are complete, too
+            self.priority[env, np.arange(max(complete, self.first[env]), now + 1) % self.size] = highest
             self.first[env] = -1
-        elif oldest == now - self.n_step + 1:
-            self.priority[env, oldest % self.size] = highest
+        elif complete >= self.first[env]:  # it belongs to this episode
+            self.priority[env, complete % self.size] = highest
 
     def sample(self, batch, rng):
         """`batch` transitions, each drawn in proportion to its priority. Returns states (B, 4, 84, 84) uint8,
         actions (B,) int64, rewards (B,) float32 summed over up to n steps, next_states (B, 4, 84, 84) uint8,
-        terminals (B,) float32, discounts (B,) float32, the powers of γ. `drawn`: the places they came from."""
+        terminals (B,) float32, discounts (B,) float32, the powers of γ. `self.drawn` keeps their places."""
         priority = self.priority.ravel()                                      # (E · size,)
         places = rng.choice(len(priority), batch, p=priority / priority.sum())
         env, at = self.drawn = np.divmod(places, self.size)                   # (B,) emulators, (B,) places
         ahead = (at[:, None] + np.arange(self.n_step)) % self.size            # (B, n)
         ends = self.ends[env[:, None], ahead]                                 # (B, n)
-        ours = np.cumsum(ends > 0, axis=1) - (ends > 0) == 0                  # (B, n) no end before this step
+        ours = np.cumsum(ends > 0, axis=1) == (ends > 0)                      # (B, n) no end before this step
         # R = r_t + γ r_{t+1} + … + γ^{m-1} r_{t+m-1},  m = n, or fewer when the episode ends before
         powers = self.gamma ** np.arange(self.n_step)                         # (n,)
         rewards = (self.rewards[env[:, None], ahead] * powers * ours).sum(1)  # (B,)
@@ -436,7 +428,8 @@ class DQNAgent:
 
     def __init__(self, settings, input_shape=(4, 84, 84), n_actions=5):
         self.settings, self.n_actions = settings, n_actions
-        self.device, processor = "cuda" if torch.cuda.is_available() else "cpu", torch.cpu.get_capabilities()
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        processor = torch.cpu.get_capabilities()
         self.bf16 = settings.bfloat16 and bool(processor.get("avx512_bf16") or processor.get("amx_bf16"))
         self.rng = np.random.default_rng(settings.seed)  # everything random in a run comes from here
         with torch.random.fork_rng(devices=[]):  # except the first weights
@@ -450,7 +443,7 @@ class DQNAgent:
         self.learnt = []  # (loss, mean Q) of the updates since the last row
 
     def lr_factor(self, updates):
-        """The learning rate falls by one factor per update, from `lr` to about `lr_end` at the last step."""
+        """The learning rate as a share of `lr`: it falls by one factor per update, to about `lr_end` at the end."""
         done = min(1.0, updates * self.settings.train_every / (self.settings.steps or math.inf))
         return (self.settings.lr_end / self.settings.lr) ** done
 
@@ -503,14 +496,14 @@ class DQNAgent:
         if self.updates % self.settings.copy_every == 0:
             self.copy_model()
         state, action, reward, next_state, terminal, discount = self.recall()
-        autocast = partial(torch.autocast, self.device, torch.bfloat16, enabled=self.bf16)
-        with torch.no_grad(), autocast():  # no gradient through the target, in any rule
+        autocast = torch.autocast(self.device, torch.bfloat16, enabled=self.bf16)
+        with torch.no_grad(), autocast:  # no gradient through the target, in any rule
             td_target = self.td_target(reward, next_state, terminal, discount)              # (B,)
-        with autocast():
+        with autocast:
             q_values = self.local_net(state).gather(1, action[:, None]).squeeze(1).float()  # (B,) Q(s, a)
         # L = mean w · Huber(Q(s, a) − target),  w ~ priority^-0.4: what is drawn more often weighs less
         weight = torch.from_numpy(self.memory.priority[self.memory.drawn] ** -0.4).float().to(self.device)  # (B,)
-        huber = functional.smooth_l1_loss(q_values, td_target, reduction="none")            # (B,)
+        huber = nn.functional.smooth_l1_loss(q_values, td_target, reduction="none")         # (B,)
         loss = (weight / weight.max() * huber).mean()
         if not torch.isfinite(loss):  # before it can spoil the weights
             raise UserError(f"the loss of update {self.updates} is {loss:.0f}: try a smaller --lr or --reward-scale")
@@ -518,9 +511,9 @@ class DQNAgent:
         loss.backward()
         self.optimizer.step()
         self.scheduler.step()
-        if self.settings.priority:  # p = |δ|^priority: more of what surprised (Schaul et al. 2016, 3.3)
-            td_error = (td_target - q_values.detach()).abs().cpu().numpy()
-            self.memory.priority[self.memory.drawn] = (td_error + 0.01) ** self.settings.priority
+        # p = |δ|^priority: more of what surprised (Schaul et al. 2016, 3.3). With priority 0 all stay 1.
+        td_error = (td_target - q_values.detach()).abs().cpu().numpy()                      # (B,) |δ|
+        self.memory.priority[self.memory.drawn] = (td_error + 0.01) ** self.settings.priority
         self.updates += 1
         self.learnt.append((loss.item(), q_values.mean().item()))
 
@@ -572,7 +565,7 @@ def write_tensors(path, content):
 
 @contextlib.contextmanager
 def reading(path):
-    """Whatever goes wrong inside, the file is to blame: UserError."""
+    """What goes wrong inside is the file's fault: UserError. An OSError, such as no permission, passes."""
     if not path.is_file():  # nor a pipe, which would never end
         raise UserError(f"{path}: no such file")
     try:
@@ -655,21 +648,22 @@ def restore(folder, agent, games):
     return rows[:count], seconds  # later rows will happen again
 
 
-def next_episode(agent, best, lengths):
-    """A new training game. Some are practice: they begin at a random step of `best`, the last cleared game of the
-    stage, because its end is reached late and seldom. With --search there is practice before the first clear:
-    at random, late in the furthest game (Ecoffet et al. 2021). Later it begins where the agent's own games end:
-    within 20 steps of the mean of their `lengths`."""
+def next_episode(agent, kept, lengths):
+    """A new training game. Some are practice: they begin at any step of `kept`, the stage's last cleared game, because
+    its end is reached late and seldom. With --search there is practice before the first clear, too: `kept` is then the
+    furthest game, and practice goes on at random from one of its last 40 steps (Ecoffet et al. 2021). Later it begins
+    where the agent's own games end: within 20 steps of the mean of their `lengths`."""
     episode, settings = Episode(agent.rng, agent.settings.train_noise), agent.settings
-    share = settings.practice if best.cleared else settings.search
-    if share and best.actions and agent.rng.random() < share:
-        first, last = 0, len(best.actions)
-        if settings.search:
-            if best.cleared:
-                last = min(last, max(40, int(np.mean(lengths)) + 20))
-            first = max(0, last - 40)
-        episode.actions, episode.practice = best.actions[:agent.rng.integers(first, last)], True
-        episode.noise = episode.noise if best.cleared else "random"
+    share = settings.practice if kept.cleared else settings.search
+    if not share or not kept.actions or agent.rng.random() >= share:
+        return episode
+    first, last = 0, len(kept.actions)
+    if settings.search and kept.cleared:
+        last = min(last, max(40, int(np.mean(lengths)) + 20))
+    if settings.search:
+        first = max(0, last - 40)
+    episode.actions, episode.practice = kept.actions[:agent.rng.integers(first, last)], True
+    episode.noise = episode.noise if kept.cleared else "random"
     return episode
 
 
@@ -683,13 +677,13 @@ def make_row(number, stage, seconds, agent, episode):
 
 
 def run(settings, folder, resume=False):
-    """Trains: writes a new run into `folder`, or continues the one there. Returns its rows, one a game but practice."""
+    """Trains: a new run in `folder`, or the one there continued. Returns its rows, one for each game but practice."""
     agent = DQNAgent(settings)
-    stages = list(itertools.islice(itertools.cycle(settings.stage.split(",")), settings.envs))  # of each game
+    stages = (settings.stage.split(",") * settings.envs)[:settings.envs]  # of each game
     envs = [make_env(stage, settings.show_jump) for stage in stages]
     episodes = [Episode(agent.rng, settings.train_noise) for _ in stages]
-    best = {stage: Episode(agent.rng, settings.train_noise) for stage in dict.fromkeys(stages)}  # to be practised
-    rows, seconds = restore(folder, agent, [*episodes, *best.values()]) if resume else ([], 0.0)
+    kept = {stage: Episode(agent.rng, settings.train_noise) for stage in dict.fromkeys(stages)}  # to be practised
+    rows, seconds = restore(folder, agent, [*episodes, *kept.values()]) if resume else ([], 0.0)
     print(f"{folder}: learning on {agent.device}, with {agent.memory.frames.nbytes / 1e9:.2f} GB of replay memory")
     folder.mkdir(parents=True, exist_ok=True)
     with (FileLock(folder / "lock", timeout=0), stop_signals() as stop, ThreadPoolExecutor(len(envs)) as pool,
@@ -702,7 +696,7 @@ def run(settings, folder, resume=False):
         while not stop and len(rows) < settings.episodes and agent.steps < last_step:
             # Now and then all is saved.
             if time.perf_counter() - saved > CHECKPOINT_SECONDS:
-                save(folder, agent, [*episodes, *best.values()], rows, time.perf_counter() - started)
+                save(folder, agent, [*episodes, *kept.values()], rows, time.perf_counter() - started)
                 saved = time.perf_counter()
             # 1. Every game takes one step, in a thread of its own.
             actions = [episode.apply_noise(action)
@@ -724,15 +718,16 @@ def run(settings, folder, resume=False):
                         seconds = time.perf_counter() - started
                         rows.append(make_row(len(rows) + 1, stages[e], seconds, agent, episodes[e]))
                         write_rows(folder, rows)
-                    best[stages[e]] = max(episodes[e], best[stages[e]],  # if equal, the later one
-                                          key=lambda game: math.inf if game.cleared else game.furthest_x)
+                    game, before = episodes[e], kept[stages[e]]
+                    if game.cleared or not before.cleared and game.furthest_x >= before.furthest_x:
+                        kept[stages[e]] = game
                     lengths = [row["length"] for row in rows if row["stage"] == stages[e]][-100:]
-                    episodes[e] = next_episode(agent, best[stages[e]], lengths)
+                    episodes[e] = next_episode(agent, kept[stages[e]], lengths)
                     states[e] = begin(envs[e], episodes[e])[0]
                     mean, rate = np.mean([(row["return"], row["cleared"]) for row in rows[-100:]] or [(0, 0)], axis=0)
                     bar.set_postfix_str(f"return {mean:.0f}, cleared {rate:.0%}, ε {agent.epsilon:.2f}", refresh=False)
             bar.update(len(envs))
-        save(folder, agent, [*episodes, *best.values()], rows, time.perf_counter() - started)
+        save(folder, agent, [*episodes, *kept.values()], rows, time.perf_counter() - started)
     for env in envs:
         env.close()
     if rows:
@@ -755,16 +750,17 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # 
 def play_episode(env, q_values, episode, show=lambda *_: None):
     """Plays one game greedily, under the noise of `episode`; `show(picture, state, values, episode)` sees every step
     before it reaches the game, and the end. Returns "cleared", "died" or "out of time", and x at the end."""
-    (state, info), done = begin(env, episode), False
-    while not done and len(episode.actions) < MAX_STEPS:
+    state, info = begin(env, episode)
+    terminated = truncated = False
+    while not (terminated or truncated) and len(episode.actions) < MAX_STEPS:
         values = q_values(state[None])[0]  # (5,)
         action = episode.apply_noise(values.argmax())
         show(info["picture"], state, values, episode)
         state, reward, terminated, truncated, info = step_game(env, action)
         episode.add(reward, info)
-        done = terminated or truncated
-    show(info["picture"], state, values, episode)
-    return "cleared" if episode.cleared else "died" if terminated else "out of time", int(info["x_pos"])
+    show(info["picture"], state, values, episode)  # the end, with the values of the step before
+    end = "cleared" if episode.cleared else "died" if terminated else "out of time"
+    return end, int(info["x_pos"])
 
 
 def play(q_values, settings, episodes, noise, seed):
@@ -779,13 +775,11 @@ def play(q_values, settings, episodes, noise, seed):
         return end, x, episode
 
     results = []
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for result in (bar := tqdm(pool.map(play_one, range(episodes)), total=episodes, unit="game")):
-                results.append(result)
-                bar.set_postfix(cleared=sum(end == "cleared" for end, _, _ in results))
-        finally:  # after Ctrl-C the games that have not begun are not played
-            pool.shutdown(cancel_futures=True)
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=episodes, unit="game") as bar:
+        for result in pool.map(play_one, range(episodes)):  # after Ctrl-C no further game begins
+            results.append(result)
+            bar.set_postfix(cleared=sum(end == "cleared" for end, _, _ in results), refresh=False)
+            bar.update()
     return results
 
 
@@ -806,7 +800,7 @@ def load_network(name=None, stage=None):
     path = path / "network.pt" if path.is_dir() else path
     content, net = load_tensors(path), DQNSolver((4, 84, 84), len(RIGHT_ONLY))
     with reading(path):
-        net.load_state_dict({name: weight.float() for name, weight in content["local_net"].items()})
+        net.load_state_dict(content["local_net"])
         settings = Settings(**json.loads(content["settings"]))
     settings = replace(settings, stage=stage or settings.stage.split(",")[0])
     return path, torch.no_grad()(lambda states: net(torch.from_numpy(states)).numpy()), settings
@@ -837,7 +831,7 @@ def evaluate(name, noise="none", episodes=100, seed=0, stage=None, out=None):
 
 def watch_panel(picture, state, points, past, episode):
     """What the network sees, thinks and does, beside the game. picture: the emulator's, (240, 256, 4) uint8;
-    state: (4, 84, 84) float32; points: (5,) Q-values, the last of `past` the highest -> (672, 1280, 3) uint8 BGR."""
+    state: (4, 84, 84) float32; points: (5,) Q-values; past: the highest of each step -> (672, 1280, 3) uint8 BGR."""
     white, blue, orange, red = (255, 255, 255), (233, 180, 86), (0, 159, 230), (80, 80, 255)  # B, G, R
     panel = np.full((672, 1280, 3), 24, np.uint8)
     # A television does not show the first and the last 8 rows either.
@@ -852,12 +846,13 @@ def watch_panel(picture, state, points, past, episode):
 
     write("It thinks: points to come", 784, 218)
     chosen, played, buttons = points.argmax(), episode.actions[-1], ["+".join(names) for names in RIGHT_ONLY]
-    for action, y in enumerate(range(256, 446, 38)):
-        full = 1 - (points[chosen] - points[action]) / max(30, np.ptp(points))  # a bar's share of the longest one
-        colour = orange if action == chosen else blue
-        cv2.rectangle(panel, (970, y - 20), (974 + int(220 * full), y + 4), colour, -1)
-        write(buttons[action], 784, y, orange if action == chosen else white)
-        write(f"{points[action]:.0f}", 1208, y, orange if action == chosen else white)
+    spread = max(30, np.ptp(points))  # at least 30 points, so that small differences look small
+    for action, name in enumerate(buttons):
+        y, length = 256 + 38 * action, int(220 * (1 - (points[chosen] - points[action]) / spread))
+        bar, colour = (orange, orange) if action == chosen else (blue, white)
+        cv2.rectangle(panel, (970, y - 20), (974 + length, y + 4), bar, -1)
+        write(name, 784, y, colour)
+        write(f"{points[action]:.0f}", 1208, y, colour)
 
     if episode.cleared:
         write("Cleared!", 784, 470, orange)
@@ -887,7 +882,7 @@ def open_window(title="Mario: space pauses, s steps, 1 to 4 set the speed, q qui
             key = chr(cv2.waitKey(delay) & 255)
             if key in "q\x1b" or cv2.getWindowProperty(title, cv2.WND_PROP_VISIBLE) < 1:
                 raise KeyboardInterrupt
-            delay, paused = delays.get(key, delay), key == "s" or paused != (key == " ")
+            delay, paused = delays.get(key, delay), {"s": True, " ": not paused}.get(key, paused)
             if key == "s" or not paused:
                 return
     return look
@@ -896,19 +891,20 @@ def open_window(title="Mario: space pauses, s steps, 1 to 4 set the speed, q qui
 def watch(name, noise="none", episodes=1, seed=0, stage=None, out=None):
     """Greedy play in a window, a picture per step, about 15 a second; or as a GIF."""
     Settings(episodes=episodes, seed=seed, train_noise=noise)  # checks all three
-    clip, panels = None if out is None else checked_out(out, ".gif"), []
+    clip = None if out is None else checked_out(out, ".gif")
     if not clip and sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
         raise UserError("--watch: there is no display here; add --out clip.gif to write a file instead")
     path, q_values, settings = load_network(name, stage)
-
-    def keep(panel):  # in half its size: a long game's panels would take gigabytes
-        panels.append(cv2.resize(panel, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
-
-    look, past = keep if clip else open_window(), deque(maxlen=100)
+    panels, past = [], deque(maxlen=100)
+    look = panels.append if clip else open_window()
 
     def show(picture, state, values, episode):
-        past.append(values.max() / settings.reward_scale)
-        look(watch_panel(picture, state, values / settings.reward_scale, past, episode))
+        points = values / settings.reward_scale
+        past.append(points.max())
+        panel = watch_panel(picture, state, points, past, episode)
+        if clip:  # in half its size: a long game's panels would take gigabytes
+            panel = cv2.resize(panel, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        look(panel)
 
     with contextlib.suppress(KeyboardInterrupt):
         for number in range(episodes):
@@ -944,8 +940,8 @@ def plot_rewards(folders, out="runs/rewards.png", window=100):
             curves.append((f"{folder.name}, {stage}", [row for row in rows if row["stage"] == stage]))
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for k, ((name, rows), colour) in enumerate(zip(curves, itertools.cycle(COLOURS))):
-        steps, returns, cleared = (np.array([row[name] for row in rows]) for name in ("env_steps", "return", "cleared"))
+    for k, ((name, rows), colour) in enumerate(zip(curves, COLOURS * len(curves), strict=False)):
+        steps, returns, cleared = (np.array([row[key] for row in rows]) for key in ("env_steps", "return", "cleared"))
         mean = [returns[max(0, i - window):i].mean() for i in range(1, len(rows) + 1)]
         axes.plot(steps, mean, color=colour, linewidth=2, label=f"{name} ({cleared.sum()} clears)")
         if len(curves) == 1:
@@ -982,8 +978,8 @@ def checked_out(name, *endings):
 def train(preset=None, out=None, **typed):
     """A new run in a new folder."""
     settings = Settings(**{**(PRESETS[preset] if preset else {}), **typed})
-    free = (path for k in range(1, 10**6) if not (path := Path("runs", f"{settings.double}-{k}")).exists())
-    folder = Path(out) if out is not None else next(free)
+    number = next(k for k in range(1, 10**6) if not Path("runs", f"{settings.double}-{k}").exists())
+    folder = Path("runs", f"{settings.double}-{number}") if out is None else Path(out)
     if out == "" or folder.suffix in (".png", ".svg", ".pdf", ".json", ".gif"):
         raise UserError(f"--out: {out!r} is not a folder for a training")
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
@@ -1029,11 +1025,14 @@ def build_parser():
     group.add_argument("--preset", choices=PRESETS, help="a set of settings, below those that are typed")
     for spec in fields(Settings):
         choices = spec.metadata["choices"]
-        more = {"choices": choices} if choices and len(choices) < 5 else {"type": spec.type}
-        if spec.name == "double":
-            more |= {"nargs": "?", "const": "tutorial"}
         if spec.type is bool:
             more = {"action": argparse.BooleanOptionalAction}
+        elif choices and spec.name != "stage":  # --stage may name several
+            more = {"choices": choices}
+        else:
+            more = {"type": spec.type}
+        if spec.name == "double":
+            more |= {"nargs": "?", "const": "tutorial"}
         group.add_argument("--" + spec.name.replace("_", "-"), **more,
                            help=f"{spec.metadata['help']} (default: {spec.default})")
     return parser
@@ -1043,10 +1042,11 @@ def main(argv=None):
     """The program. argv: what was typed, by default the command line. Returns the exit code."""
     try:
         typed = vars(build_parser().parse_args(argv))
-        mode, *others = [name for name in MODES if name in typed] or ["train"]
-        for name in others + sorted(typed.keys() - FLAGS[mode] - {mode}):
+        mode = next((name for name in MODES if name in typed), "train")
+        foreign = sorted(typed.keys() - FLAGS[mode] - {mode})
+        if foreign:
             what = "a training" if mode == "train" else f"--{mode}"
-            raise UserError(f"--{name.replace('_', '-')} means nothing for {what}")
+            raise UserError(f"--{foreign[0].replace('_', '-')} means nothing for {what}")
         if mode == "train":
             train(**typed)
         else:

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", ROOT / "results" / "README.md")}
-sys.path[:0] = [str(ROOT)]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "benchmarks")]
 import grid_qlearning  # noqa: E402
 import mario_ddqn as m  # noqa: E402
 
@@ -22,8 +22,7 @@ def test_the_tables_are_up_to_date():
 
 
 @pytest.mark.parametrize("benchmark, file", [("double_or_not", "double/double"), ("ablation", "ablation/ablation")])
-def test_a_benchmarks_summary_follows_from_its_runs(benchmark, file, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "tests" / "benchmarks")
+def test_a_benchmarks_summary_follows_from_its_runs(benchmark, file):
     module, found = importlib.import_module(benchmark), json.loads((ROOT / "results" / f"{file}.json").read_text())
     assert len(found) >= 5
     for run in found:
@@ -32,8 +31,7 @@ def test_a_benchmarks_summary_follows_from_its_runs(benchmark, file, monkeypatch
         assert run == run | module.summary(rows, module.MARKS)
 
 
-def test_the_return_that_followed_a_step_is_discounted_from_there_on(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "tests" / "benchmarks")
+def test_the_return_that_followed_a_step_is_discounted_from_there_on():
     discounted = importlib.import_module("double_or_not").discounted
     assert discounted([7, 8, 9], [1, 2, 4], 0.5) == [(7, 1 + 0.5 * (2 + 0.5 * 4)), (8, 2 + 0.5 * 4), (9, 4)]
 
