@@ -282,6 +282,7 @@ def between(kind, low, high):
 
 
 def make_parser():
+    """A flag for each setting that can be typed."""
     parser = argparse.ArgumentParser("grid_qlearning.py", description="Q-learning on a 3x3 grid", allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {' '.join(message.split())}\n")  # one line
     about = "double Q-learning, by the tutorial's rule if none is named (default: plain Q-learning)"

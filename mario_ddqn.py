@@ -978,8 +978,8 @@ def checked_out(name, *endings):
 def train(preset=None, out=None, **typed):
     """A new run in a new folder."""
     settings = Settings(**{**(PRESETS[preset] if preset else {}), **typed})
-    number = next(k for k in range(1, 10**6) if not Path("runs", f"{settings.double}-{k}").exists())
-    folder = Path("runs", f"{settings.double}-{number}") if out is None else Path(out)
+    free = (k for k in range(1, 10**6) if not Path("runs", f"{settings.double}-{k}").exists())
+    folder = Path("runs", f"{settings.double}-{next(free)}") if out is None else Path(out)
     if out == "" or folder.suffix in (".png", ".svg", ".pdf", ".json", ".gif"):
         raise UserError(f"--out: {out!r} is not a folder for a training")
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()):

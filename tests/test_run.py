@@ -195,7 +195,7 @@ def test_practice_begins_within_the_last_cleared_game(begun, small, tmp_path):
     practice = [game for game in after if game[0].practice]
     assert len(begun) - len(after) > 5 and len(begun[-1][3]) == 100 and not any(game[1] for game in begun[:-len(after)])
     assert 0.2 < len(practice) / len(after) < 0.4 and abs(len(begun) - len(practice) - len(rows)) <= 2  # without rows
-    assert all(game[0] in [kept for _, _, kept, _ in begun] for game in after if game[0].cleared)  # in turn
+    assert all(game[0] in [source for _, _, source, _ in begun] for game in after if game[0].cleared)  # in turn
 
 
 def test_search_goes_on_at_random_late_in_the_furthest_game_until_the_first_clear(begun, small, tmp_path, monkeypatch):
@@ -205,7 +205,7 @@ def test_search_goes_on_at_random_late_in_the_furthest_game_until_the_first_clea
     before = [game for game in begun if not game[2].cleared]
     search = [game for game in before if game[0].practice]
     assert 0.15 < len(search) / len(before) < 0.45 and {game[0].noise for game in search} == {"random"}
-    assert all(k == kept.actions[:len(k)] and 0 < len(kept.actions) - len(k) <= 40 for _, k, kept, _ in search)
+    assert all(k == source.actions[:len(k)] and 0 < len(source.actions) - len(k) <= 40 for _, k, source, _ in search)
     assert (furthest := [game[2].furthest_x for game in before]) == sorted(furthest) and len(set(furthest)) > 3
     assert {game[0].noise for game in begun[len(before):]} == {"noop"}, "after the first clear the agent plays"
 
@@ -213,8 +213,8 @@ def test_search_goes_on_at_random_late_in_the_furthest_game_until_the_first_clea
 @pytest.mark.parametrize("search, mean, starts", [
     (0, 60, range(100)), (0.5, 5, range(40)), (0.5, 60, range(40, 80)), (0.5, 500, range(60, 100))])
 def test_practice_begins_anywhere_in_the_game_or_with_search_where_own_games_end(search, mean, starts):
-    agent, kept = m.DQNAgent(m.Settings(search=search, practice=1.0)), mock.Mock(actions=[*range(100)], cleared=True)
-    games = [m.next_episode(agent, kept, [mean - 1, mean + 1]) for _ in range(1000)]
+    agent, source = m.DQNAgent(m.Settings(search=search, practice=1.0)), mock.Mock(actions=[*range(100)], cleared=True)
+    games = [m.next_episode(agent, source, [mean - 1, mean + 1]) for _ in range(1000)]
     assert {tuple(game.actions) for game in games if game.noise == "noop"} == {tuple(range(start)) for start in starts}
 
 

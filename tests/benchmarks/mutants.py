@@ -138,7 +138,7 @@ MUTANTS = [  # what stands in the program, what is put in its place, the files t
     # 6. Evaluation and pictures
     ("len(episode.actions) < MAX_STEPS", "len(episode.actions) <= MAX_STEPS", "V"),
     ("while not (terminated or truncated) and", "while not terminated and", "V"),
-    ('"died" if terminated else', '"died" if done else', "V"),
+    ('"died" if terminated else', '"died" if terminated or truncated else', "V"),
     ("idle_envs.pop(), Episode(np.random.default_rng([seed, number])",
      "idle_envs.pop(), Episode(np.random.default_rng(seed)", "V"),
     ("z=1.96", "z=1.64", "V"),
