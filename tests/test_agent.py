@@ -121,16 +121,16 @@ def test_no_gradient_flows_through_the_target(rule):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_bfloat16_learns_what_float32_learns(rule, monkeypatch):
+def test_bfloat16_learns_what_float32_learns_and_is_used_where_the_processor_has_it(rule, monkeypatch):
     """The target's pass must not leave weights behind that the learning pass takes for constants."""
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     gradients = []
-    for bfloat16 in (False, True):
-        agent = filled_agent(double=rule, batch=16, bfloat16=bfloat16)
+    for asked, *processor in ([True], [False, "amx_bf16"], [True, "amx_bf16"], [True, "avx512_bf16"]):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=processor: dict.fromkeys(has, True))
+        agent = filled_agent(double=rule, batch=16, bfloat16=asked)
         gradients.append(spy_on(agent)[1])
         agent.experience_replay()
-        assert agent.bf16 == bfloat16
-    for exact, rough in zip(gradients[0][0], gradients[1][0], strict=True):
+        assert agent.bf16 == (asked and processor != [])
+    for exact, rough in zip(gradients[0][0], gradients[-1][0], strict=True):
         assert rough.dtype == torch.float32 and 0 < (exact - rough).norm() < 0.5 * exact.norm()
 
 

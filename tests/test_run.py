@@ -121,12 +121,6 @@ def test_a_busy_machine_changes_no_number(small, tmp_path, monkeypatch):
     assert csv_of(tmp_path / "quiet") != csv_of(tmp_path / "other"), "another seed, another run"
 
 
-def test_bfloat16_is_used_where_the_processor_has_it(monkeypatch):
-    for processor, has in (({}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=processor: found)
-        assert (m.DQNAgent(m.Settings()).bf16, m.DQNAgent(m.Settings(bfloat16=False)).bf16) == (has, False)
-
-
 def test_a_run_leaves_readable_files(tiny):
     settings, rows = json.loads((tiny / "settings.json").read_text()), m.read_rows(tiny)
     assert settings == json.loads(checkpoint(tiny, "network.pt")["settings"]) == asdict(m.Settings(**settings))
@@ -188,9 +182,12 @@ def begun(small, monkeypatch):
     return games
 
 
-def test_practice_begins_within_the_last_cleared_game(begun, small, tmp_path):
+def test_practice_begins_within_the_last_cleared_game(begun, small, tmp_path, monkeypatch):
+    """The flag stands at x = 100, and later so far away that lost games pass that place, too."""
     small.death_at = 14
-    rows = m.run(m.Settings(practice=0.3, steps=3000, envs=2, train_noise="none", seed=5), tmp_path / "run")
+    before_act(monkeypatch, lambda agent: setattr(small, "clear_at", 100 if agent.steps < 1500 else 900))
+    rows = m.run(m.Settings(practice=0.3, steps=3000, learn_start=9000, envs=2, train_noise="none", seed=5),
+                 tmp_path / "run")
     after = [game for game in begun if game[2].cleared]
     practice = [game for game in after if game[0].practice]
     assert len(begun) - len(after) > 5 and len(begun[-1][3]) == 100 and not any(game[1] for game in begun[:-len(after)])

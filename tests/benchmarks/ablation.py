@@ -1,13 +1,14 @@
 """What does each ingredient of the default settings bring? One switched off at a time, from results/ablation.
 
     python tests/benchmarks/ablation.py --commands RUNS   prints the trainings to be made, one a line
-    python tests/benchmarks/ablation.py --collect RUNS    makes ablation.json from the runs RUNS/NAME-SEED
+    python tests/benchmarks/ablation.py --collect RUNS    puts the runs RUNS/NAME-SEED into ablation.json
     python tests/benchmarks/ablation.py                   the figure (ablation.png) and the table, from ablation.json
 
 A run differs from the default in what its settings.json says.
 """
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 
@@ -31,16 +32,18 @@ def commands(runs, seeds, steps):
             print(m.command("--double", *flags, "--seed", seed, "--steps", steps, "--out", runs / f"{name}-{seed}"))
 
 
-def collect(runs):
-    """One dict per run in that folder: the ingredient, what its settings differ in from the default ones, and how far
-    it came."""
-    default, found = json.loads((runs / "default-0" / "settings.json").read_text()), []
+def collect(runs, found):
+    """One dict per run, those `found` before and those in that folder: the ingredient, what its settings differ in from
+    the default ones, and how far it came."""
+    default = {**asdict(m.Settings()), "double": "tutorial", "steps": LAST}
+    found = {(run["name"], run["seed"]): run for run in found}
     for path in sorted(runs.glob("*-*/settings.json")):
         (name, seed), settings = path.parent.name.rsplit("-", 1), json.loads(path.read_text())
         changed = {key: value for key, value in settings.items() if value != default[key] and key != "seed"}
-        found.append({"name": name.replace("-", " "), "seed": int(seed), "changed": changed,
-                      **summary(m.read_rows(path.parent), MARKS)})
-    return found
+        name, seed = name.replace("-", " "), int(seed)
+        found[name, seed] = {"name": name, "seed": seed, "changed": changed,
+                             **summary(m.read_rows(path.parent), MARKS)}
+    return [found[key] for key in sorted(found)]
 
 
 def by_name(found):
@@ -104,9 +107,10 @@ def main():
     args = parser.parse_args()
     if args.commands:
         return commands(args.commands, args.seeds, args.steps)
+    path = RESULTS / "ablation" / "ablation.json"
+    found = json.loads(path.read_text())
     if args.collect:
-        write(RESULTS / "ablation" / "ablation.json", collect(args.collect))
-    found = json.loads((RESULTS / "ablation" / "ablation.json").read_text())
+        write(path, found := collect(args.collect, found))
     draw(found)
     print(table(found))
 

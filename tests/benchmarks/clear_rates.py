@@ -6,7 +6,8 @@
     python tests/benchmarks/clear_rates.py                   the figure (rewards.png) and the tables
 
 All three take --stage 1-2 and the like; the runs of levels other than 1-1 are collected in results/world. The network
-that comes with the program is the one whose clears after idle starts are nearest to the mean of the seeds.
+that comes with the program is the one whose clears after idle starts are nearest to the mean of the seeds. The run
+that --stage 1-1,1-2,1-3,1-4 collects, one network for the four levels, does not come with the program.
 """
 import argparse
 import json
@@ -22,11 +23,15 @@ import mario_ddqn as m  # noqa: E402
 
 DATA = ROOT / "results" / "training"
 WORLD = ROOT / "results" / "world"
-NEEDS = {"1-3": ["--search", 0.5, "--practice", 0.75, "--gamma", 0.97]}  # by level, beside --double
+SHIPPED = ROOT / "results" / "evaluations.json"  # of the networks that come with the program
+TOGETHER = WORLD / "all-four" / "evaluations.json"  # of one network for four levels
+ALL_FOUR = "1-1,1-2,1-3,1-4"
+FLAG, TREE = ["--gamma", 0.97, "--flag-bonus", 500], ["--search", 0.5, "--practice", 0.75]
+NEEDS = {"1-2": FLAG, "1-3": ["--gamma", 0.97, *TREE], ALL_FOUR: [*FLAG, *TREE]}  # by level, beside --double
 MARKS = (25_000, 50_000, 100_000, 200_000, m.Settings.steps)
 MEANINGS = {"none": "nothing: one game", "noop": "0 to 30 idle steps before play begins, as in training",
-            "epsilon": "each action is replaced by a random one with probability 0.05",
-            "sticky": "each action is replaced by the one before with probability 0.25"}
+            "epsilon": "a random action instead, with probability 0.05",
+            "sticky": "the last action again, with probability 0.25"}
 NOISES = {"noop": "after 0 to 30 idle steps", "epsilon": "with 5 % random actions", "sticky": "with sticky actions"}
 
 
@@ -34,8 +39,32 @@ def commands(runs, seeds, stage):
     for seed in range(seeds):
         run = runs / f"seed-{seed}"
         print(m.command("--double", "--stage", stage, *NEEDS.get(stage, []), "--seed", seed, "--out", run))
-        for noise in m.NOISES:
-            print(m.command("--evaluate", run, "--noise", noise))
+        for level in stage.split(","):
+            for noise in m.NOISES:
+                print(m.command("--evaluate", run, "--noise", noise, *(["--stage", level] if level != stage else [])))
+
+
+def read_evaluations(path):
+    """{level: {noise: evaluation}} of a file that holds several."""
+    found = {}
+    for evaluation in json.loads(path.read_text()):
+        found.setdefault(evaluation["stage"], {})[evaluation["noise"]] = evaluation
+    return found
+
+
+def write_evaluations(path, found):
+    lines = [json.dumps(found[stage][noise]) for stage in sorted(found) for noise in m.NOISES if noise in found[stage]]
+    path.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+
+
+def collect_all_four(run):
+    folder = TOGETHER.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("episodes.csv", "settings.json"):
+        shutil.copy(run / name, folder)
+    found = {stage: evaluations_of(run, f"{stage}-") for stage in ALL_FOUR.split(",")}
+    write_evaluations(TOGETHER, found)
+    m.plot_rewards([folder], WORLD / "all-four.png")
 
 
 def collect(runs, stage):
@@ -50,8 +79,7 @@ def collect(runs, stage):
     nearest = min(cleared, key=lambda name: abs(cleared[name] - fmean(cleared.values())))
     print(f"{nearest} comes with the program")
     shutil.copy(runs / nearest / "network.pt", m.TRAINED / f"mario_{stage}.pt")
-    for noise in m.NOISES:
-        shutil.copy(runs / nearest / f"evaluation-{noise}.json", m.TRAINED / f"evaluation-mario_{stage}-{noise}.json")
+    write_evaluations(SHIPPED, {**read_evaluations(SHIPPED), stage: evaluations_of(runs / nearest)})
 
 
 def make_clip(stage):
@@ -67,12 +95,17 @@ def make_clip(stage):
     m.write_clip(m.TRAINED / f"mario_{stage}.gif", [picture[8:232, :, :3] for picture in game.pictures])
 
 
+def evaluations_of(run, prefix=""):
+    """{noise: evaluation} in that folder; `prefix`: the level's, of a run of several levels."""
+    paths = {noise: run / f"evaluation-{prefix}{noise}.json" for noise in m.NOISES}
+    return {noise: json.loads(path.read_text()) for noise, path in paths.items() if path.exists()}
+
+
 def trainings(data=DATA):
     """{name: (rows, {noise: evaluation})} of the trainings in that folder that are evaluated."""
     found = {}
     for run in sorted(path.parent for path in data.glob("*/evaluation-noop.json")):
-        evaluations = [json.loads(path.read_text()) for path in run.glob("evaluation-*.json")]
-        found[run.name] = m.read_rows(run), {evaluation["noise"]: evaluation for evaluation in evaluations}
+        found[run.name] = m.read_rows(run), evaluations_of(run)
     return found
 
 
@@ -115,16 +148,9 @@ def rate(found):
     return text.format(*found["wilson_95"], **found)
 
 
-def shipped():
-    """{level: {noise: evaluation}} of the networks that come with the program."""
-    stages = sorted(path.stem.removeprefix("mario_") for path in m.TRAINED.glob("mario_?-?.pt"))
-    return {stage: {noise: json.loads((m.TRAINED / f"evaluation-mario_{stage}-{noise}.json").read_text())
-                    for noise in m.NOISES} for stage in stages}
-
-
 def world_table():
     """A clip of each of these networks, and a table of rates with a column for each level."""
-    found = shipped()
+    found = read_evaluations(SHIPPED)
     clips = [f'<img src="results/mario_{stage}.gif" alt="World {stage}" width="24%">' for stage in found]
     lines = [["`--noise`", "what it does", *found], ["---"] * (2 + len(found))]
     for noise, words in MEANINGS.items():
@@ -132,10 +158,21 @@ def world_table():
     return "\n".join([" ".join(clips), "", *(f"| {' | '.join(cells)} |" for cells in lines)])
 
 
+def networks_table():
+    """Rates of four networks, one for each level, beside those of one network for all."""
+    both = {"one for each level": read_evaluations(SHIPPED), "one for all": read_evaluations(TOGETHER)}
+    lines = [f"| `--noise` | networks | {' | '.join(ALL_FOUR.split(','))} |", "| --- " * 6 + "|"]
+    for noise in m.NOISES:
+        for name, found in both.items():
+            cells = [rate(evaluations[noise]) if noise in evaluations else "" for evaluations in found.values()]
+            lines.append(f"| `{noise}` | {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def ends_table():
     """Where their lost games end: the four most frequent places."""
     lines = ["| level | noise | lost games of 100: how and at which x they end (to x + 49) |", "| --- " * 3 + "|"]
-    for stage, evaluations in shipped().items():
+    for stage, evaluations in read_evaluations(SHIPPED).items():
         for noise in NOISES:
             places = Counter((end, x // 50 * 50) for end, x in evaluations[noise]["lost"]).most_common(4)
             said = "; ".join(f"{times} {end}, {x:,}" for (end, x), times in places)
@@ -156,10 +193,12 @@ def main():
     parser.add_argument("--commands", type=Path, metavar="RUNS", help="print the commands, with their folders there")
     parser.add_argument("--seeds", type=int, default=5, help="of --commands (default: 5)")
     parser.add_argument("--collect", type=Path, metavar="RUNS", help="the folder of the finished runs")
-    parser.add_argument("--stage", choices=m.STAGES, default="1-1")
+    parser.add_argument("--stage", choices=[*m.STAGES, ALL_FOUR], default="1-1")
     args = parser.parse_args()
     if args.commands:
         return commands(args.commands, args.seeds, args.stage)
+    if args.collect and args.stage == ALL_FOUR:
+        return collect_all_four(args.collect / "seed-0")
     if args.collect:
         collect(args.collect, args.stage)
     data = DATA if args.stage == "1-1" else WORLD
