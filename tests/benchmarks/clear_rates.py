@@ -150,11 +150,13 @@ def rate(found):
 
 def world_table():
     """A clip of each of these networks, and a table of rates with a column for each level."""
-    found = read_evaluations(SHIPPED)
+    found, together = read_evaluations(SHIPPED), read_evaluations(TOGETHER)
     clips = [f'<img src="results/mario_{stage}.gif" alt="World {stage}" width="24%">' for stage in found]
     lines = [["`--noise`", "what it does", *found], ["---"] * (2 + len(found))]
     for noise, words in MEANINGS.items():
         lines.append([f"`{noise}`", words, *(rate(evaluations[noise]) for evaluations in found.values())])
+    shares = (f"{together[stage]['noop']['cleared']} of {together[stage]['noop']['episodes']}" for stage in found)
+    lines.append(["`noop`", "one network, `--stage 1-1,1-2,1-3,1-4`", *shares])
     return "\n".join([" ".join(clips), "", *(f"| {' | '.join(cells)} |" for cells in lines)])
 
 
