@@ -19,6 +19,8 @@ from statistics import fmean
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "notebooks")]
+from double_or_not import write  # noqa: E402 - beside this file
+
 import mario_ddqn as m  # noqa: E402
 
 DATA = ROOT / "results" / "training"
@@ -53,11 +55,11 @@ def read_evaluations(path):
 
 
 def write_evaluations(path, found):
-    lines = [json.dumps(found[stage][noise]) for stage in sorted(found) for noise in m.NOISES if noise in found[stage]]
-    path.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+    write(path, [found[stage][noise] for stage in sorted(found) for noise in m.NOISES])
 
 
 def collect_all_four(run):
+    """The run of several levels, with its evaluations in one file, and its figure."""
     folder = TOGETHER.parent
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("episodes.csv", "settings.json"):
@@ -166,7 +168,7 @@ def networks_table():
     lines = [f"| `--noise` | networks | {' | '.join(ALL_FOUR.split(','))} |", "| --- " * 6 + "|"]
     for noise in m.NOISES:
         for name, found in both.items():
-            cells = [rate(evaluations[noise]) if noise in evaluations else "" for evaluations in found.values()]
+            cells = [rate(evaluations[noise]) for evaluations in found.values()]
             lines.append(f"| `{noise}` | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
