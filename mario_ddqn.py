@@ -429,8 +429,8 @@ class DQNAgent:
     def __init__(self, settings, input_shape=(4, 84, 84), n_actions=5):
         self.settings, self.n_actions = settings, n_actions
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        processor = torch.cpu.get_capabilities()
-        self.bf16 = settings.bfloat16 and bool(processor.get("avx512_bf16") or processor.get("amx_bf16"))
+        fast_bf16 = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
+        self.bf16 = settings.bfloat16 and self.device == "cpu" and fast_bf16
         self.rng = np.random.default_rng(settings.seed)  # everything random in a run comes from here
         with torch.random.fork_rng(devices=[]):  # except the first weights
             torch.manual_seed(settings.seed)
@@ -655,7 +655,7 @@ def next_episode(agent, kept, lengths):
     where the agent's own games end: within 20 steps of the mean of their `lengths`."""
     episode, settings = Episode(agent.rng, agent.settings.train_noise), agent.settings
     share = settings.practice if kept.cleared else settings.search
-    if not share or not kept.actions or agent.rng.random() >= share:
+    if not share or agent.rng.random() >= share:
         return episode
     first, last = 0, len(kept.actions)
     if settings.search and kept.cleared:
@@ -686,7 +686,8 @@ def run(settings, folder, resume=False):
     rows, seconds = restore(folder, agent, [*episodes, *kept.values()]) if resume else ([], 0.0)
     print(f"{folder}: learning on {agent.device}, with {agent.memory.frames.nbytes / 1e9:.2f} GB of replay memory")
     folder.mkdir(parents=True, exist_ok=True)
-    with (FileLock(folder / "lock", timeout=0), stop_signals() as stop, ThreadPoolExecutor(len(envs)) as pool,
+    with (FileLock(folder / "lock", timeout=0), stop_signals() as stop,
+          ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1)) as pool,  # one core is left to learn on
           tqdm(total=settings.steps or None, initial=agent.steps, unit="step", unit_scale=True, dynamic_ncols=True,
                bar_format="{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]") as bar):
         states = np.stack([state for state, _ in pool.map(begin, envs, episodes)])  # (E, 4, 84, 84) float32
@@ -698,7 +699,7 @@ def run(settings, folder, resume=False):
             if time.perf_counter() - saved > CHECKPOINT_SECONDS:
                 save(folder, agent, [*episodes, *kept.values()], rows, time.perf_counter() - started)
                 saved = time.perf_counter()
-            # 1. Every game takes one step, in a thread of its own.
+            # 1. Every game takes one step, in other threads.
             actions = [episode.apply_noise(action)
                        for episode, action in zip(episodes, agent.act(states), strict=True)]
             results = pool.map(step_game, envs, actions)
@@ -759,7 +760,7 @@ def play_episode(env, q_values, episode, show=lambda *_: None):
         state, reward, terminated, truncated, info = step_game(env, action)
         episode.add(reward, info)
     show(info["picture"], state, values, episode)  # the end, with the values of the step before
-    end = "cleared" if episode.cleared else "died" if terminated else "out of time"
+    end = "cleared" if episode.cleared else "died" if terminated else "out of time"  # of MAX_STEPS; the clock kills
     return end, int(info["x_pos"])
 
 
@@ -891,10 +892,10 @@ def open_window(title="Mario: space pauses, s steps, 1 to 4 set the speed, q qui
 def watch(name, noise="none", episodes=1, seed=0, stage=None, out=None):
     """Greedy play in a window, a picture per step, about 15 a second; or as a GIF."""
     Settings(episodes=episodes, seed=seed, train_noise=noise)  # checks all three
-    clip = None if out is None else checked_out(out, ".gif")
-    if not clip and sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+    if out is None and sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
         raise UserError("--watch: there is no display here; add --out clip.gif to write a file instead")
     path, q_values, settings = load_network(name, stage)
+    clip = None if out is None else checked_out(out, ".gif")
     panels, past = [], deque(maxlen=100)
     look = panels.append if clip else open_window()
 
@@ -930,7 +931,6 @@ def write_clip(path, pictures):
 def plot_rewards(folders, out="runs/rewards.png", window=100):
     """Reward curves of runs, one per stage, on one picture: the mean of the last `window` games, a tick below for
     every clear, and for a single curve a dot per game."""
-    out = checked_out(out, ".png", ".svg", ".pdf")
     curves = []  # name, rows
     for folder in map(Path, folders):
         rows = read_rows(folder)
@@ -938,6 +938,7 @@ def plot_rewards(folders, out="runs/rewards.png", window=100):
             raise UserError(f"{folder / 'episodes.csv'}: no episodes to draw")
         for stage in sorted({row["stage"] for row in rows}):
             curves.append((f"{folder.name}, {stage}", [row for row in rows if row["stage"] == stage]))
+    out = checked_out(out, ".png", ".svg", ".pdf")
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for k, ((name, rows), colour) in enumerate(zip(curves, COLOURS * len(curves), strict=False)):
@@ -995,7 +996,7 @@ def resume(name, **typed):
     run(replace(settings, **typed), folder, resume=True)
 
 
-MODES = {"resume": resume, "plot": plot_rewards, "evaluate": evaluate, "watch": watch}
+MODES = {"train": train, "resume": resume, "plot": plot_rewards, "evaluate": evaluate, "watch": watch}
 FLAGS = {  # what may be typed beside the mode
     "train": {"preset", "out", *(spec.name for spec in fields(Settings))}, "resume": {"steps", "episodes"},
     "plot": {"out"}, **dict.fromkeys(("evaluate", "watch"), {"noise", "episodes", "seed", "stage", "out"})}
@@ -1024,15 +1025,9 @@ def build_parser():
     group = parser.add_argument_group("settings of a training")
     group.add_argument("--preset", choices=PRESETS, help="a set of settings, below those that are typed")
     for spec in fields(Settings):
-        choices = spec.metadata["choices"]
-        if spec.type is bool:
-            more = {"action": argparse.BooleanOptionalAction}
-        elif choices and spec.name != "stage":  # --stage may name several
-            more = {"choices": choices}
-        else:
-            more = {"type": spec.type}
+        more = {"action": argparse.BooleanOptionalAction} if spec.type is bool else {"type": spec.type}
         if spec.name == "double":
-            more |= {"nargs": "?", "const": "tutorial"}
+            more |= {"nargs": "?", "const": "tutorial", "metavar": "|".join(RULES)}
         group.add_argument("--" + spec.name.replace("_", "-"), **more,
                            help=f"{spec.metadata['help']} (default: {spec.default})")
     return parser
@@ -1043,14 +1038,12 @@ def main(argv=None):
     try:
         typed = vars(build_parser().parse_args(argv))
         mode = next((name for name in MODES if name in typed), "train")
-        foreign = sorted(typed.keys() - FLAGS[mode] - {mode})
+        named = [typed.pop(mode)] if mode in typed else []  # the run or the file
+        foreign = sorted(typed.keys() - FLAGS[mode])
         if foreign:
             what = "a training" if mode == "train" else f"--{mode}"
             raise UserError(f"--{foreign[0].replace('_', '-')} means nothing for {what}")
-        if mode == "train":
-            train(**typed)
-        else:
-            MODES[mode](typed.pop(mode), **typed)
+        MODES[mode](*named, **typed)
         return 0
     except UserError as error:
         message = str(error)

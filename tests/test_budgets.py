@@ -27,7 +27,7 @@ def check(**budgets):
 def test_the_program_keeps_its_budget():
     functions = [node for node in ast.walk(ast.parse(TEXT)) if isinstance(node, ast.FunctionDef)]
     settings = len(dataclasses.fields(m.Settings))
-    check(lines=(len(TEXT.splitlines()), 1076), bytes=(len(TEXT.encode()), 59_400),
+    check(lines=(len(TEXT.splitlines()), 1069), bytes=(len(TEXT.encode()), 59_340),
           longest_function=(max(node.end_lineno - node.lineno + 1 for node in functions), 75),
           lines_over_110_characters=(sum(len(line) > 110 for line in TEXT.splitlines()), 60), settings=(settings, 28),
           other_flags=(len(m.build_parser()._actions) - 1 - settings, 8))  # -1: --help
@@ -40,7 +40,7 @@ def test_its_sections_come_in_their_order():
 def test_the_grid_the_tests_and_the_tools_keep_theirs():
     tests = ROOT / "tests"
     tools = [path for path in tests.glob("*.py") if not path.name.startswith("test_") and path.name != "conftest.py"]
-    check(grid=(lines_of(ROOT / "grid_qlearning.py"), 330), tests=(lines_of(*tests.glob("test_*.py")), 2063),
+    check(grid=(lines_of(ROOT / "grid_qlearning.py"), 330), tests=(lines_of(*tests.glob("test_*.py")), 2058),
           tools=(lines_of(*tools), 300), readme=(lines_of(ROOT / "README.md"), 220),
           readme_words=(len((ROOT / "README.md").read_text(encoding="utf-8").split()), 2200))
 

@@ -200,7 +200,7 @@ PARTS = [*m.DQNAgent.PARTS, "steps", "updates", "learnt", "generator", "rows", "
 def test_a_network_that_is_damaged_or_foreign_is_refused(kind, refused, place):
     (NETWORKS[kind] if kind in NETWORKS else changed(settings=SETTINGS[kind]))(place / "run" / "network.pt")
     refused(["--evaluate", "run"], "network.pt")
-    refused(["--watch", "run/network.pt", "--out", "x.gif"], "network.pt")
+    refused(["--watch", "run/network.pt", "--out", "new/x.gif"], "network.pt")
     assert not (place / "executed").exists()
 
 
@@ -230,7 +230,7 @@ def test_a_table_that_is_empty_or_damaged_is_neither_drawn_nor_continued(refused
         refused(["--plot", "run", "--out", "x.png"], "episodes.csv")
         refused(["--resume", "run", "--steps", "900"], "episodes.csv")
     for missing in ("nowhere", "run/settings.json"):
-        refused(["--plot", missing, "--out", "x.png"], missing)
+        refused(["--plot", missing, "--out", "new/x.png"], missing)
         refused(["--resume", missing], missing)
 
 

@@ -202,13 +202,6 @@ def test_text_and_picture_mark_the_squares_seldom_seen():
 
 
 # ===== Comparison
-def test_noise_is_minus_12_or_10_evenly_and_never_at_the_end():
-    grid = gc.NoisyGrid(11, rng(5))
-    rewards = [grid.reward(CENTRE) for _ in range(2000)]
-    assert set(rewards) == {-12, 10} and 900 < rewards.count(10) < 1100  # standard deviation 22
-    assert {grid.reward(Grid.end) for _ in range(50)} == {0}
-
-
 @pytest.mark.parametrize("rule, noise", [(None, 0), ("tutorial", 11), ("hasselt", 0)])
 def test_a_run_of_the_comparison_is_an_ordinary_training(rule, noise):
     run = gc.run_once(rule, noise, 0.1, 150, seed=4)

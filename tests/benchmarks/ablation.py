@@ -81,7 +81,7 @@ def draw(found):
     for k, (name, part) in enumerate(runs.items()):
         color, width = ("black", 3) if name == "default" else (m.COLOURS[(k - 1) % len(m.COLOURS)], 1.6)
         ways = [m.np.interp(steps, *[*zip(*rolling(run), strict=True)][:2], left=m.np.nan) for run in part]
-        curves.plot(steps, m.np.mean(ways, axis=0), color=color, linewidth=width, label=f"{name}, seeds: {len(part)}",
+        curves.plot(steps, m.np.mean(ways, axis=0), color=color, linewidth=width, label=name,
                     linestyle="-" if k <= len(m.COLOURS) else "--")
         for run in part:
             dots.plot(run[f"return at {LAST}"], k, "o", color=color, markersize=8)
@@ -91,8 +91,8 @@ def draw(found):
     dots.set_yticks(range(len(runs)), runs)
     dots.invert_yaxis()
     dots.set_xlabel(f"mean return of the last 100 episodes at {LAST:,} steps\n(number: seed; grey: default)")
-    curves.set(xlabel="environment steps", ylabel="mean return of the last 100 episodes, mean of the seeds")
-    curves.legend(fontsize=9)
+    curves.set(xlabel="environment steps", ylabel="mean return of the last 100 episodes,\nmean of two seeds")
+    figure.legend(*curves.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9)
     for axes in (curves, dots):
         axes.grid(alpha=0.3)
     figure.savefig(RESULTS / "ablation" / "ablation.png", dpi=110)

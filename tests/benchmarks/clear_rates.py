@@ -31,10 +31,11 @@ ALL_FOUR = "1-1,1-2,1-3,1-4"
 FLAG, TREE = ["--gamma", 0.97, "--flag-bonus", 500], ["--search", 0.5, "--practice", 0.75]
 NEEDS = {"1-2": FLAG, "1-3": ["--gamma", 0.97, *TREE], ALL_FOUR: [*FLAG, *TREE]}  # by level, beside --double
 MARKS = (25_000, 50_000, 100_000, 200_000, m.Settings.steps)
-MEANINGS = {"none": "nothing: one game", "noop": "0 to 30 idle steps before play begins, as in training",
+MEANINGS = {"none": "nothing: one game", "noop": "0 to 30 idle steps first, as in training: at most 31 different games",
             "epsilon": "a random action instead, with probability 0.05",
             "sticky": "the last action again, with probability 0.25"}
-NOISES = {"noop": "after 0 to 30 idle steps", "epsilon": "with 5 % random actions", "sticky": "with sticky actions"}
+NOISES = {"noop": "after 0 to 30 idle steps", "epsilon": "with 5 % random actions",
+          "sticky": "with actions repeated at random"}
 
 
 def commands(runs, seeds, stage):
@@ -158,7 +159,7 @@ def world_table():
     for noise, words in MEANINGS.items():
         lines.append([f"`{noise}`", words, *(rate(evaluations[noise]) for evaluations in found.values())])
     shares = (f"{together[stage]['noop']['cleared']} of {together[stage]['noop']['episodes']}" for stage in found)
-    lines.append(["`noop`", "one network, `--stage 1-1,1-2,1-3,1-4`", *shares])
+    lines.append(["`noop`", "one network, [one training](results/README.md#world-1)", *shares])
     return "\n".join([" ".join(clips), "", *(f"| {' | '.join(cells)} |" for cells in lines)])
 
 
@@ -174,8 +175,9 @@ def networks_table():
 
 
 def ends_table():
-    """Where their lost games end: the four most frequent places."""
-    lines = ["| level | noise | lost games of 100: how and at which x they end (to x + 49) |", "| --- " * 3 + "|"]
+    """Where their lost games end."""
+    lines = ["| level | noise | the four most frequent ends of lost games: how, and at which x (to x + 49) |",
+             "| --- " * 3 + "|"]
     for stage, evaluations in read_evaluations(SHIPPED).items():
         for noise in NOISES:
             places = Counter((end, x // 50 * 50) for end, x in evaluations[noise]["lost"]).most_common(4)
@@ -206,7 +208,8 @@ def main():
     if args.collect:
         collect(args.collect, args.stage)
     data = DATA if args.stage == "1-1" else WORLD
-    m.plot_rewards([data / name for name in trainings(data)], data / "rewards.png")
+    drawn = [data / name for name in trainings(data) if name != "default-1-2"]  # longer-1-2 begins with it
+    m.plot_rewards(drawn, data / "rewards.png")
     print(way_table(data), rates_table(data), sep="\n\n")
     if args.collect:
         make_clip(args.stage)  # last: the notebooks' module changes how figures look

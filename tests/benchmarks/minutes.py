@@ -50,9 +50,9 @@ def sentence(found):
     """What README says of them."""
     first = {run["run"]: run["networks"][-1] for run in found}
     said = [f"{last['minutes']:.0f} minutes and {last['steps']:,} steps on {name}" if last["cleared"] >= ENOUGH else
-            f"not reached on {name}" for name, last in first.items()]
-    return (f"The first network that cleared {ENOUGH} of {GAMES} games after idle starts, of those that a training "
-            f"saves every 10 minutes: {', '.join(said)}.")
+            f"no time on {name}" for name, last in first.items()]
+    return (f"Of the networks that one training saved every 10 minutes, the first to clear {ENOUGH} of {GAMES} games "
+            f"after idle starts came after {', that of another after '.join(said)}.")
 
 
 def main():

@@ -152,7 +152,7 @@ MUTANTS = [  # what stands in the program, what is put in its place, the files t
     ("path.suffix not in endings or", "", "C"),
     ("any(folder.iterdir())", "False", "C"),
     ("{**(PRESETS[preset] if preset else {}), **typed}", "{**typed, **(PRESETS[preset] if preset else {})}", "C"),
-    ("sorted(typed.keys() - FLAGS[mode] - {mode})", "[]", "C"),
+    ("sorted(typed.keys() - FLAGS[mode])", "[]", "C"),
     ("allow_abbrev=False", "allow_abbrev=True", "C"),
     ('"const": "tutorial"', '"const": "hasselt"', "C"),
     ('reconfigure(errors="replace")', "flush()", "C"),

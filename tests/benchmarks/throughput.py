@@ -4,11 +4,12 @@
 
 "plain" is the tutorial's loop as it describes it: one emulator, NumPy wrappers, two float32 stacks per transition,
 plain Adam, as many PyTorch threads as cores. "same work" is mario_ddqn.py with the tutorial's settings and 8 games.
-"while 1" is mario_ddqn.py --double as it comes: it learns while the games play, with one PyTorch thread; its variants
-learn after the games have played, or with more threads. Each is a process of its own that is stopped (SIGSTOP) until
+"while 1" is mario_ddqn.py --double as it comes: the games play in threads on all cores but one, and meanwhile it learns
+with one PyTorch thread. Its variants give each game a thread ("each"), and learn after the games have played ("after"),
+or have more PyTorch threads. Each is a process of its own that is stopped (SIGSTOP) until
 its turn; its memory is full from the start (of grey frames), ε is 0.02, its floor. The bound: all cores always busy,
 seconds per step = max(E + U / cores, U), E: emulation alone on all cores, U: updates alone on one thread.
-It takes about 5 minutes and 7 GB of memory on 2 cores. Linux and macOS.
+It takes about 7 minutes and 9 GB of memory on 2 cores. Linux and macOS.
 """
 import argparse
 import itertools
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
@@ -32,7 +34,9 @@ from mario_ddqn import cv2, nn, np, torch  # noqa: E402
 
 BUSY = "import os; mine = os.getppid()\nwhile os.getppid() == mine: pass"
 CORES, WARM_UP, CAPACITY = os.cpu_count(), 1, 10_000  # seconds that do not count; transitions in memory of "plain"
-VARIANTS = [f"{order} {threads}" for order in ("while", "after") for threads in sorted({1, 2, CORES})]
+ORDERS = {"while": "learns while the games play", "each": "the same with a thread for each game",
+          "after": "learns after the games have played, a thread for each"}
+VARIANTS = [f"{order} {threads}" for order in ORDERS for threads in sorted({1, 2, CORES})]
 LOOPS = [("emulation", 0, 0), ("updates", 0, 0),  # name, steps per update, busy programs
          *((name, every, 0) for every in (1, 4) for name in ("plain", "same work")),
          *((name, 4, busy) for busy in (0, 1, 2) for name in VARIANTS)]
@@ -89,7 +93,7 @@ def plain(tick):
             optimizer.step()
 
 
-class Waiting(m.ThreadPoolExecutor):  # `map` returns when all games have taken their step: the agent learns after it
+class Waiting(ThreadPoolExecutor):  # `map` returns when all games have taken their step: the agent learns after it
     def map(self, *args):
         return iter(list(super().map(*args)))
 
@@ -99,7 +103,9 @@ def mario(tick, name, folder):
     same_work = m.PRESETS["tutorial"] if name == "same work" else {}
     order, threads = name.split() if name in VARIANTS else ("while", "1")
     torch.set_num_threads(int(threads))
-    m.ThreadPoolExecutor = Waiting if order == "after" else m.ThreadPoolExecutor
+    if order != "while":
+        pool = Waiting if order == "after" else ThreadPoolExecutor
+        m.ThreadPoolExecutor = lambda *_: pool(m.Settings.envs)
     m.CHECKPOINT_SECONDS = 10**9
 
     class Agent(m.DQNAgent):
@@ -126,7 +132,7 @@ def emulation(tick):
     def step(env):
         return env.reset() if env.step(random.randrange(5))[2] else None
 
-    with m.ThreadPoolExecutor(len(envs)) as pool:
+    with ThreadPoolExecutor(len(envs)) as pool:
         for k in itertools.count():
             tick(k * len(list(pool.map(step, envs))))
 
@@ -193,7 +199,8 @@ def table(result):
     for name, every in dict.fromkeys(loop[:2] for loop in loops[2:]):
         found = [speeds.get((name, every, busy)) for busy in (0, 1, 2)]
         cells = ["" if one is None else f"{median(one):.0f}" for one in found]
-        label = LABELS.get(name) or "`--double`, learns {} the games play, PyTorch threads: {}".format(*name.split())
+        order, _, threads = name.partition(" ")
+        label = LABELS.get(name) or f"`--double`, {ORDERS[order]}, PyTorch threads: {threads}"
         times = median(found[0] / speeds["plain", every, 0])
         lines.append(f"| {label} | {every} | {times:.2f} | {' | '.join(cells)} |")
     ours, (games, updates) = speeds["while 1", 4, 0], (1 / speeds[name, 0, 0] for name in ("emulation", "updates"))
