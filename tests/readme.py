@@ -26,12 +26,13 @@ def read(path):
 
 
 def expect(table):
-    """The table as it is, with what the seeds came to after so many steps put into columns 2 to 4."""
+    """The table as it is, with what trainings came to after so many steps put into columns 2 to 5."""
     def fill(match):
-        columns = clear_rates.at(int(match[1].replace(",", "")))
+        mark = int(match[1].replace(",", ""))
+        columns = [[clear_rates.two_cores(mark)], *clear_rates.at(mark)]
         ends = [[f"{value:,.0f}" for value in (min(values), max(values))] for values in columns]
         return f"| {match[1]} | {' | '.join(low if low == high else f'{low} to {high}' for low, high in ends)} |"
-    return re.sub(r"^\| ([\d,]+) \|[^|]*\|[^|]*\|[^|]*\|", fill, table, flags=re.M)
+    return re.sub(r"^\| ([\d,]+) \|[^|]*\|[^|]*\|[^|]*\|[^|]*\|", fill, table, flags=re.M)
 
 
 def settings(table):
@@ -47,9 +48,9 @@ def settings(table):
 def numbers(table):
     """The table as it is, with the number that a file has under a key put behind these two."""
     def fill(match):
-        number = read(match[1]) if (RESULTS / match[1]).exists() else "not yet"
+        number = read(match[1])
         for key in match[2].split("."):
-            number = number if number == "not yet" else number[key]
+            number = number[key]
         return f"| `{match[1]}` | `{match[2]}` | {number} |"
     return re.sub(r"^\| `([\w/.]+)` \| `([\w.]+)` \|[^|]*\|", fill, table, flags=re.M)
 

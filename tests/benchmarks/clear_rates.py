@@ -123,6 +123,11 @@ def at(mark, data=DATA):
     return minutes, returns, clears
 
 
+def two_cores(mark):
+    """The minutes that a training on two quiet cores took for so many steps."""
+    return [row["seconds"] / 60 for row in m.read_rows(DATA / "two-cores") if row["env_steps"] <= mark][-1]
+
+
 def way_table(data=DATA):
     """How far the training games of each seed came."""
     lines = ["| after | minutes | mean return of the last 100 games | cleared of them |", "| --- " * 4 + "|"]

@@ -3,8 +3,8 @@
     python tests/benchmarks/minutes.py --keep RUN         beside the training: keeps each network that it saves
     python tests/benchmarks/minutes.py --judge RUN ...    afterwards: plays with them, oldest first, until one clears 90
 
-A training saves its network every 10 minutes. A network that has lost 11 games plays no further ones. `--judge` writes
-results/training/minutes.json; a run's name says what it ran on (one-core, two-cores).
+A training saves its network every 10 minutes. A network that has lost 11 games plays no further ones. `--judge` adds
+the runs to results/training/minutes.json; a run's name says what it ran on (one-core, two-cores).
 """
 import argparse
 import json
@@ -49,10 +49,10 @@ def judge(run):
 def sentence(found):
     """What README says of them."""
     first = {run["run"]: run["networks"][-1] for run in found}
-    said = [f"{last['minutes']:.0f} minutes and {last['steps']:,} steps on {name}" if last["cleared"] >= ENOUGH else
-            f"no time on {name}" for name, last in first.items()]
-    return (f"Of the networks that one training saved every 10 minutes, the first to clear {ENOUGH} of {GAMES} games "
-            f"after idle starts came after {', that of another after '.join(said)}.")
+    said = [f"{last['minutes']:.0f} minutes ({last['steps']:,} steps) on {name}" if last["cleared"] >= ENOUGH else
+            f"not reached on {name}" for name, last in first.items()]
+    return (f"A network is saved every 10 minutes. The first to clear {ENOUGH} of {GAMES} games after idle starts: "
+            f"{'; '.join(said)}.")
 
 
 def main():
@@ -63,9 +63,10 @@ def main():
     if args.keep:
         keep(args.keep)
     if args.judge:
-        found = [judge(run) for run in args.judge]
-        (ROOT / "results" / "training" / "minutes.json").write_text(json.dumps(found, indent=1) + "\n")
-        print(sentence(found))
+        path = ROOT / "results" / "training" / "minutes.json"
+        found = {run["run"]: run for run in [*json.loads(path.read_text()), *map(judge, args.judge)]}
+        path.write_text(json.dumps([*found.values()], indent=1) + "\n")
+        print(sentence(found.values()))
 
 
 if __name__ == "__main__":
