@@ -760,7 +760,7 @@ def play_episode(env, q_values, episode, show=lambda *_: None):
         state, reward, terminated, truncated, info = step_game(env, action)
         episode.add(reward, info)
     show(info["picture"], state, values, episode)  # the end, with the values of the step before
-    end = "cleared" if episode.cleared else "died" if terminated else "out of time"  # of MAX_STEPS; the clock kills
+    end = "cleared" if episode.cleared else "died" if terminated else "out of time"  # the game's clock at 0 is a death
     return end, int(info["x_pos"])
 
 
