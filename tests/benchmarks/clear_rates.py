@@ -19,7 +19,7 @@ from statistics import fmean
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "notebooks")]
-from double_or_not import write  # noqa: E402 - beside this file
+from double_or_not import last_hundred, write  # noqa: E402 - beside this file
 
 import mario_ddqn as m  # noqa: E402
 
@@ -116,7 +116,7 @@ def at(mark, data=DATA):
     """After so many steps: the minutes, and of the last 100 games the mean return and the clears; a list by seed."""
     minutes, returns, clears = [], [], []
     for rows, _ in trainings(data).values():
-        last = [row for row in rows if row["env_steps"] <= mark][-100:]
+        last = last_hundred(rows, mark)
         minutes.append(last[-1]["seconds"] / 60)
         returns.append(fmean(row["return"] for row in last))
         clears.append(sum(row["cleared"] for row in last))
@@ -125,7 +125,7 @@ def at(mark, data=DATA):
 
 def two_cores(mark):
     """The minutes that a training on two quiet cores took for so many steps."""
-    return [row["seconds"] / 60 for row in m.read_rows(DATA / "two-cores") if row["env_steps"] <= mark][-1]
+    return last_hundred(m.read_rows(DATA / "two-cores"), mark)[-1]["seconds"] / 60
 
 
 def way_table(data=DATA):
