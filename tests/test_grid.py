@@ -202,6 +202,12 @@ def test_text_and_picture_mark_the_squares_seldom_seen():
 
 
 # ===== Comparison
+def test_noise_is_minus_12_or_10_evenly_and_never_at_the_end():
+    grid = gc.NoisyGrid(11, rng(5))
+    rewards, ends = ([grid.reward(square) for _ in range(2000)] for square in (CENTRE, Grid.end))
+    assert set(rewards) == {-12, 10} and 900 < rewards.count(10) < 1100 and set(ends) == {0}  # standard deviation 22
+
+
 @pytest.mark.parametrize("rule, noise", [(None, 0), ("tutorial", 11), ("hasselt", 0)])
 def test_a_run_of_the_comparison_is_an_ordinary_training(rule, noise):
     run = gc.run_once(rule, noise, 0.1, 150, seed=4)

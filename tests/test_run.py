@@ -111,12 +111,11 @@ def test_after_a_crash_the_rows_later_than_the_checkpoint_happen_again(last_chec
 
 
 def test_a_busy_machine_changes_no_number(small, tmp_path, monkeypatch):
-    """Eight games, each of whose steps takes a random time, on one core and on five."""
+    """Eight games, each of whose steps takes a random time, and at last a thread for each game."""
     flags, step, rng = ["--envs", "8", "--steps", "400", "--learn-start", "20"], small.step, np.random.default_rng(0)
-    monkeypatch.setattr(os, "cpu_count", lambda: None)
     train(tmp_path / "quiet", *flags)
     train(tmp_path / "other", *flags, "--seed", "1")
-    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    monkeypatch.setattr(os, "cpu_count", lambda: 9)
     monkeypatch.setattr(small, "step", lambda *args: (time.sleep(rng.random() / 500), step(*args))[1])
     train(tmp_path / "busy", *flags)
     assert_same_run(tmp_path / "quiet", tmp_path / "busy")
