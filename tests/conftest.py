@@ -10,9 +10,11 @@ import pytest
 import torch
 from filelock import FileLock
 
+sys.path.insert(0, str(Path(__file__).with_name("benchmarks")))  # for all test files
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import mario_ddqn as m
 
+ROOT = Path(m.__file__).resolve().parent
 torch.set_num_threads(1)
 TINY = ("--envs 2 --steps 300 --learn-start 40 --batch 8 --copy-every 7 --n-step 3 --eps-decay 0.97 --memory 1000 "
         "--train-noise epsilon --no-bfloat16").split()  # a run of a second or two
@@ -86,5 +88,8 @@ def same(one, other):
 def assert_same_run(one, other):
     """The same rows, and the same checkpoint but for the time it took: weights, optimizer, memory, generator, games."""
     assert csv_of(one) == csv_of(other) and len(csv_of(one)) >= 2
+    for folder in (one, other):
+        clock = [row["seconds"] for row in m.read_rows(folder)] + [checkpoint(folder)["seconds"]]
+        assert clock == sorted(clock), "after a stop the time goes on"
     first, second = ({**checkpoint(folder), "seconds": 0} for folder in (one, other))
     assert first.keys() == second.keys() and not [name for name in first if not same(first[name], second[name])]

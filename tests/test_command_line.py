@@ -16,9 +16,7 @@ from unittest import mock
 import pytest
 import torch
 from conftest import TINY, Toy, checkpoint, m
-
-sys.path.insert(0, str(Path(__file__).with_name("benchmarks")))
-from fuzz import fuzz, small_network  # noqa: E402
+from fuzz import fuzz, small_network
 
 
 def tree(folder):
@@ -64,6 +62,7 @@ def refused(place, capsys):
     "--reward-scale inf", f"--episodes {10**30}", "--double foo", "--stage 9-9", "--stage 1-1,9-9", "--device cpu",
     "--train-noise foo", "--preset foo", "--noise foo", "--x steps", "--foo", "foo", "--gam 0.5", "--gamma", "--plot",
     "--resume", "--out", "--show-jump=no", "--learn-start 60000", "--envs 1 --stage 1-1,1-2", "--stage 9-9 --evaluate",
+    "--memory 1000 --envs 64 --learn-start 9",
     # a flag that does nothing here
     "--noise noop", "--seed 1 --evaluate run --steps 5", "--preset quick --resume run", "--plot run --watch run",
     "--gamma 0.9 --resume run", "--out new --resume run", "--steps 5 --watch run", "--seed 1 --plot run",
@@ -211,8 +210,6 @@ def test_a_checkpoint_that_is_damaged_or_foreign_is_refused(kind, refused, place
     ({**NETWORKS, **other}.get(kind) or changed(**{kind: "gone"}))(place / "run" / "last.pt")
     refused(["--resume", "run", "--steps", "900"], "last.pt")
     assert not (place / "executed").exists()
-    pickle.loads(pickle.dumps(Hostile()))
-    assert (place / "executed").exists(), "the hostile file does harm where it is trusted"
 
 
 @pytest.mark.parametrize("kind", [*SETTINGS, "not text", "of other games"])

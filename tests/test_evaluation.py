@@ -68,12 +68,13 @@ def test_wilsons_interval():
         assert (got := m.wilson(k, n)) == pytest.approx((low, high), abs=5e-5) and got[0] <= k / n <= got[1]
 
 
-def test_the_network_that_comes_with_the_program_clears_the_level():
+@pytest.mark.parametrize("stage, flag", [("1-1", 3161), ("1-2", 3161), ("1-3", 2425), ("1-4", 2267)])
+def test_the_network_that_comes_with_the_program_clears_its_level(stage, flag):
     """On the real game, without noise. Another processor may round its Q-values in another way; so far all cleared."""
-    path, q_values, settings = m.load_network()
+    path, q_values, settings = m.load_network(None, stage)
     assert path.stat().st_size < 4e6
     ((end, x, episode),) = m.play(q_values, settings, 1, "none", 0)
-    assert (end, episode.cleared) == ("cleared", True) and x > 3000 and len(episode.actions) < 500
+    assert (end, episode.cleared) == ("cleared", True) and abs(x - flag) < 20 and len(episode.actions) < 500
 
 
 def test_a_network_is_read_as_it_was_saved(tiny):
@@ -190,6 +191,16 @@ def window(monkeypatch):
         ord(window.keys.pop(0)) if window.keys else -1))
     monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: float(len(window.shown) < window.closed_after))
     return window
+
+
+def test_the_games_watched_are_those_of_the_seed_and_the_values_are_points(window, walker, toy, monkeypatch, capsys):
+    toy.death_at, points, panel = 40, set(), m.watch_panel
+    monkeypatch.setattr(m, "watch_panel", lambda *args: points.add(round(float(args[2].max()))) or panel(*args))
+    assert m.main(["--watch", str(walker), "--noise", "epsilon", "--episodes", "3", "--seed", "4"]) == 0
+    told = [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert told == [f"{end} at x = {x}, return {total:.0f}, {len(actions)} steps"
+                    for end, x, total, _, actions in games(always(RIGHT), 3, "epsilon", 4)] and len(set(told)) > 1
+    assert points == {150}, "the network says 1, in units of the reward's scale"
 
 
 @pytest.mark.parametrize("keys, closed_after", [("..q", math.inf), ("..\x1b", math.inf), ("", 3)])

@@ -7,16 +7,14 @@ import sys
 import time
 from pathlib import Path
 
+import grid_compare as gc
 import numpy as np
 import pytest
+from conftest import ROOT
 from matplotlib.image import imread
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "benchmarks")]
-import grid_compare as gc  # noqa: E402
-
-import grid_qlearning as gq  # noqa: E402
-from grid_qlearning import Agent, AgentDoubleQ, AgentHasselt, Grid  # noqa: E402
+import grid_qlearning as gq
+from grid_qlearning import Agent, AgentDoubleQ, AgentHasselt, Grid
 
 COMMITTED = json.loads((ROOT / "results" / "grid_compare.json").read_text(encoding="utf-8"))
 MOVES = {"↑": (0, 1), "↗": (1, 1), "→": (1, 0), "↘": (1, -1), "↓": (0, -1), "↙": (-1, -1), "←": (-1, 0), "↖": (-1, 1)}

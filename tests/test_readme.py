@@ -5,15 +5,13 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from conftest import ROOT, m
 
-ROOT = Path(__file__).resolve().parent.parent
+import grid_qlearning
+
 PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", ROOT / "results" / "README.md")}
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "benchmarks")]
-import grid_qlearning  # noqa: E402
-import mario_ddqn as m  # noqa: E402
 
 
 def test_the_tables_are_up_to_date():

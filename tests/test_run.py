@@ -15,17 +15,14 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from conftest import REAL, TINY, assert_same_run, checkpoint, csv_of, m
+from fuzz import small_network
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).with_name("benchmarks")))
-from fuzz import small_network  # noqa: E402
 
 ALONE = "--envs 1 --train-noise none --learn-start 490 --reward-scale 1 --practice 0".split()  # one game, no learning
 
@@ -89,7 +86,8 @@ def test_a_run_interrupted_twice_equals_the_whole_one(rule, noise, small, tmp_pa
     call("--resume", tmp_path / "parts", at=2001, stop=signal.SIGTERM)
     call("--resume", tmp_path / "parts")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
-    assert checkpoint(tmp_path / "parts")["memory"]["written"].min() > 334
+    memory = checkpoint(tmp_path / "parts")["memory"]
+    assert memory["priority"].shape == (3, 334) and memory["written"].min() > 334
 
 
 @pytest.mark.parametrize("last_checkpoint", [0, 60])
@@ -135,15 +133,20 @@ def test_a_run_leaves_readable_files(tiny):
 
 @pytest.mark.parametrize("every, envs", [(4, 2), (1, 2), (3, 4)])
 def test_the_agent_learns_once_every_train_every_steps(every, envs, small, tmp_path, monkeypatch):
-    """And a row of the table has the mean loss and Q of the updates since the row before."""
+    """And a row of the table has the mean loss and Q of the updates since the row before, and ε."""
     updates, before = [], 0  # updates: at how many steps
-    monkeypatch.setattr(m.DQNAgent, "experience_replay", lambda self: updates.append(self.steps) or self.learnt.append(
-        (float(len(updates)), -float(len(updates)))))
+
+    def learn(agent):
+        updates.append(agent.steps)
+        agent.updates = len(updates)
+        agent.learnt.append((float(len(updates)), -float(len(updates))))
+    monkeypatch.setattr(m.DQNAgent, "experience_replay", learn)
     rows = m.run(m.Settings(train_every=every, envs=envs, steps=121), tmp_path / "run")
     assert len(updates) == (121 + envs - 1) // envs * envs // every
     for row in rows:
         now = sum(steps < row["env_steps"] for steps in updates)
         assert now == before or row["loss"] == -row["mean_q"] == np.mean(range(before + 1, now + 1))
+        assert row["epsilon"] == round(0.9995 ** now, 5)
         before = now
     assert len(checkpoint(tmp_path / "run")["learnt"]) == len(updates) - before
 
@@ -264,6 +267,7 @@ def test_the_bar_of_a_long_run_fits_into_80_columns(small, tmp_path, monkeypatch
     small.death_at = 3
     train(tmp_path / "run", *ALONE, "--steps", "330")
     (bar,) = bars
+    assert bar.n == bar.total == 330
     text = bar.format_meter(**{**bar.format_dict, "n": 390_123, "total": 400_000, "elapsed": 4000.0})
     assert len(text) <= 80 and all(word in text for word in ("390k/400k", "1:06:40<", "step/s", "cleared 0%", "ε 1.00"))
 
@@ -277,8 +281,10 @@ def test_the_command_that_a_stopped_run_prints_continues_it(number, small, tmp_p
     assert os.path.samefile(python, sys.executable) and os.path.samefile(program, m.__file__)
     assert m.main(argv) == 0 and checkpoint(tmp_path / "a run")["steps"] == 300
     ends_in_one_line(capsys, argv, "finished", "--steps")
-    call(*argv[-2:], "--steps", "900", at=400, stop=number)  # a limit that was moved holds for the next command, too
+    # Limits that were moved hold for the next command, too.
+    call(*argv[-2:], "--steps", "900", "--episodes", "999", at=400, stop=number)
     assert m.main(argv) == 0 and checkpoint(tmp_path / "a run")["steps"] == 900
+    assert '"episodes": 999,' in (tmp_path / "a run" / "settings.json").read_text()
 
 
 def test_ctrl_c_ends_a_real_training_cleanly(tmp_path):

@@ -26,6 +26,7 @@ MUTANTS = [  # what stands in the program, what is put in its place, the files t
     ("low <= value <= high", "low <= value", "C"),
     ("elif type(value) not in (int, spec.type) or not low", "elif not low", "C"),
     ("self.memory < 2 * max(", "self.memory < 0 * max(", "C"),
+    ("self.envs * (self.n_step + 8)", "0", "C"),
     ('"show_jump": False,\n        "bfloat16": False}', '"bfloat16": False}', "C"),
     # Practice
     ("if game.cleared or not before.cleared", "if not before.cleared", "R"),
@@ -83,6 +84,9 @@ MUTANTS = [  # what stands in the program, what is put in its place, the files t
     ("self.gamma**steps)", "self.gamma + 0 * steps)", "M"),
     ("np.arange(1 - self.stack, 1)", "np.arange(-self.stack, 0)", "M"),
     ('"written", "first")', '"written")', "MR"),
+    ("settings.envs, settings.n_step, settings.gamma)", "settings.envs, settings.n_step)", "A"),
+    ("settings.envs, settings.n_step, settings.gamma)", "settings.envs, 1, settings.gamma)", "A"),
+    ("ReplayMemory(settings.memory,", "ReplayMemory(2 * settings.memory,", "R"),
     # 4. Agent: schedule, actions, target, loss, priorities
     ("torch.manual_seed(settings.seed)", "torch.manual_seed(0)", "A"),
     ("torch.random.fork_rng(devices=[])", "contextlib.nullcontext()", "A"),
@@ -135,7 +139,15 @@ MUTANTS = [  # what stands in the program, what is put in its place, the files t
     ("while not stop and", "while", "R"),
     ("agent.steps < last_step", "agent.steps <= last_step", "R"),
     ("raise KeyboardInterrupt(stop[0])", "raise KeyboardInterrupt", "R"),
+    ("time.perf_counter() - seconds, settings", "time.perf_counter(), settings", "R"),
+    ("round(agent.epsilon, 5)", "round(agent.epsilon / 2, 5)", "R"),
+    ("bar.update(len(envs))", "bar.update(1)", "R"),
+    ('"resume": {"steps", "episodes"}', '"resume": {"steps"}', "R"),
     # 6. Evaluation and pictures
+    ("MaxAndSkipEnv(make_game(stage))", 'MaxAndSkipEnv(make_game("1-1"))', "V"),
+    ("            episode = Episode(np.random.default_rng([seed, number]), noise)",
+     "            episode = Episode(np.random.default_rng([seed, 0]), noise)", "V"),
+    ("points = values / settings.reward_scale", "points = values", "V"),
     ("len(episode.actions) < MAX_STEPS", "len(episode.actions) <= MAX_STEPS", "V"),
     ("while not (terminated or truncated) and", "while not terminated and", "V"),
     ('"died" if terminated else', '"died" if terminated or truncated else', "V"),
