@@ -265,7 +265,7 @@ def test_the_bar_of_a_long_run_fits_into_80_columns(small, tmp_path, monkeypatch
     monkeypatch.setattr(m, "tqdm", lambda **more: bars.append(make(file=io.StringIO(), **more)) or bars[-1])
     monkeypatch.setattr(small, "step", lambda *args: (lambda state, _, *rest: (state, -2123.0, *rest))(*step(*args)))
     small.death_at = 3
-    train(tmp_path / "run", *ALONE, "--steps", "330")
+    train(tmp_path / "run", *ALONE, "--envs", "2", "--steps", "330")
     (bar,) = bars
     assert bar.n == bar.total == 330
     text = bar.format_meter(**{**bar.format_dict, "n": 390_123, "total": 400_000, "elapsed": 4000.0})

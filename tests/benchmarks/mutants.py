@@ -3,7 +3,8 @@
     python tests/benchmarks/mutants.py [--only N] [--jobs 2] [--out results/mutants.json]
 
 Each fault is put into a copy of the repository, where the named test files run until the first failure. Before that
-they run without a fault. A fault that no test notices has survived.
+they run without a fault. A fault that no test notices has survived. With --only the file keeps what it says of the
+other faults, unless they are no longer in the table.
 """
 import argparse
 import json
@@ -219,6 +220,11 @@ def main():
             if code:
                 sys.exit(f"{FILES[key]} fails without any fault: {test}")
         found = list(pool.map(seed, chosen))
+    if args.only and args.out.exists():
+        others = {(number, old, new) for number, (old, new, _) in enumerate(MUTANTS) if number not in chosen}
+        found += [mutant for mutant in json.loads(args.out.read_text())["mutants"]
+                  if (mutant["number"], mutant["old"], mutant["new"]) in others]
+        found.sort(key=lambda mutant: mutant["number"])
     caught = sum(mutant["caught"] for mutant in found)
     print(f"caught {caught} of {len(found)} faults in {time.perf_counter() - started:.0f} s")
     args.out.write_text(json.dumps({"faults": len(found), "caught": caught, "mutants": found}, indent=1) + "\n")
