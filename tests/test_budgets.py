@@ -35,6 +35,6 @@ def test_its_sections_come_in_their_order():
 def test_the_grid_the_tests_and_the_tools_keep_theirs():
     tests = ROOT / "tests"
     tools = [path for path in tests.glob("*.py") if not path.name.startswith("test_") and path.name != "conftest.py"]
-    check(grid=(lines_of(ROOT / "grid_qlearning.py"), 330), tests=(lines_of(*tests.glob("test_*.py")), 2049),
+    check(grid=(lines_of(ROOT / "grid_qlearning.py"), 330), tests=(lines_of(*tests.glob("test_*.py")), 2047),
           tools=(lines_of(*tools), 300), readme=(lines_of(ROOT / "README.md"), 220),
           readme_words=(len((ROOT / "README.md").read_text(encoding="utf-8").split()), 2200))

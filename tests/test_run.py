@@ -57,16 +57,19 @@ def folder(small, tmp_path):
     return train(tmp_path / "run", "--steps", "60", "--double")
 
 
-def ends_in_one_line(capsys, argv, *words, code=2):
+def kept(folder):
+    return {name: (folder / name).read_bytes() for name in ("last.pt", "network.pt", "settings.json")}
+
+
+def ends_in_one_line(capsys, folder, *words, steps=900, code=2):
+    """The run, resumed, ends so, and its last checkpoint is as before."""
+    before = kept(folder)
     capsys.readouterr()
-    assert m.main([str(word) for word in argv]) == code
+    assert m.main(["--resume", str(folder), "--steps", str(steps)]) == code
     err = capsys.readouterr().err
     last = err.splitlines()[-1]  # the bar of a training that had begun stands before it
     assert last.startswith("mario_ddqn.py: ") and not [word for word in words if word not in last], err
-
-
-def kept(folder):
-    return {name: (folder / name).read_bytes() for name in ("last.pt", "network.pt", "settings.json")}
+    assert kept(folder) == before
 
 
 def test_a_real_run_interrupted_in_mid_episode_equals_the_whole_one(tiny, tmp_path):
@@ -280,7 +283,7 @@ def test_the_command_that_a_stopped_run_prints_continues_it(number, small, tmp_p
     python, program, *argv = shlex.split(re.search(r"\S+ \S+ --resume .*", capsys.readouterr().out)[0])
     assert os.path.samefile(python, sys.executable) and os.path.samefile(program, m.__file__)
     assert m.main(argv) == 0 and checkpoint(tmp_path / "a run")["steps"] == 300
-    ends_in_one_line(capsys, argv, "finished", "--steps")
+    ends_in_one_line(capsys, tmp_path / "a run", "finished", "--steps", steps=300)
     # Limits that were moved hold for the next command, too.
     call(*argv[-2:], "--steps", "900", "--episodes", "999", at=400, stop=number)
     assert m.main(argv) == 0 and checkpoint(tmp_path / "a run")["steps"] == 900
@@ -297,21 +300,18 @@ def test_ctrl_c_ends_a_real_training_cleanly(tmp_path):
 
 
 def test_ctrl_c_twice_stops_at_once_and_keeps_the_last_checkpoint(folder, monkeypatch, capsys):
-    before = kept(folder)
     before_act(monkeypatch, lambda agent: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
-    ends_in_one_line(capsys, ["--resume", folder, "--steps", "900"], "stopped at once", code=130)
-    assert kept(folder) == before
+    ends_in_one_line(capsys, folder, "stopped at once", code=130)
 
 
 def test_two_programs_cannot_train_one_run_and_the_lock_writes_into_no_file(folder, capsys, tmp_path):
-    before = kept(folder)
     with m.FileLock(folder / "lock"):
-        ends_in_one_line(capsys, ["--resume", folder, "--steps", "900"], "another program")
+        ends_in_one_line(capsys, folder, "another program")
     (tmp_path / "other").write_text("of someone else")
     (folder / "lock").replace(tmp_path / "own")
     (folder / "lock").symlink_to(tmp_path / "other")
-    ends_in_one_line(capsys, ["--resume", folder, "--steps", "900"], "lock: ")
-    assert kept(folder) == before and (tmp_path / "other").read_text() == "of someone else"
+    ends_in_one_line(capsys, folder, "lock: ")
+    assert (tmp_path / "other").read_text() == "of someone else"
     (tmp_path / "own").replace(folder / "lock")
     call("--resume", folder, "--steps", "100")
 
@@ -319,11 +319,9 @@ def test_two_programs_cannot_train_one_run_and_the_lock_writes_into_no_file(fold
 def test_a_loss_that_is_no_number_and_an_emulator_that_fails_keep_the_checkpoint(folder, small, monkeypatch, capsys):
     def nan(self, action, play=small.step):
         return (lambda state, _, *rest: (state, math.nan, *rest))(*play(self, action))
-    before = kept(folder)
     for step, words in ((nan, "loss nan --lr"), (mock.Mock(side_effect=OSError("crash")), "emulator OSError crash")):
         monkeypatch.setattr(small, "step", step)
-        ends_in_one_line(capsys, ["--resume", folder, "--steps", "900"], *words.split())
-        assert kept(folder) == before
+        ends_in_one_line(capsys, folder, *words.split())
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(tiny, tmp_path):
@@ -344,8 +342,8 @@ def test_a_disk_that_fails_late_keeps_the_checkpoint_before(where, name, folder,
         if name in str(args[-1]):
             raise OSError(errno.ENOSPC, "No space left on device")
         return works(*args)
-    before, works = kept(folder), getattr(os, where)
+    works = getattr(os, where)
     with mock.patch.object(os, where, full):
-        ends_in_one_line(capsys, ["--resume", folder, "--steps", "200"], "No space left on device", name, "untouched")
-    assert kept(folder) == before and not list(folder.glob("partial*"))
+        ends_in_one_line(capsys, folder, "No space left on device", name, "untouched", steps=200)
+    assert not list(folder.glob("partial*"))
     call("--resume", folder, "--steps", "200")
