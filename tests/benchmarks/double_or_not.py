@@ -10,7 +10,6 @@ Each run is made by mario_ddqn.py with its default settings, but 160,000 steps, 
 `--collect` keeps steps, return and clear of each episode, and lets the network play 50 greedy games after idle starts.
 They give its clear rate and the overestimate: the mean Q of the greedy actions it played, less the mean discounted
 return that followed them, in points (van Hasselt, Guez and Silver 2016, figure 3).
-(The runs that are there now were made with the program and the settings of commit 63b135f.)
 """
 import argparse
 import json
