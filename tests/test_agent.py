@@ -7,10 +7,9 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from conftest import same
+from conftest import m, same
 from torch import nn
 
-import mario_ddqn as m
 from mario_ddqn import RULES, DQNAgent, DQNSolver, Settings
 
 SHAPE = (4, 36, 36)

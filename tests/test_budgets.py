@@ -3,7 +3,10 @@ import ast
 import dataclasses
 import re
 
+import nbformat
 from conftest import ROOT, m
+
+from notebooks import FOLDER, MAX_LINES, SCRIPTS, code_cells
 
 TEXT = (ROOT / "mario_ddqn.py").read_text(encoding="utf-8")
 SECTIONS = ["Settings", "Environment", "Network", "Agent", "Training loop", "Evaluation and pictures", "Command line"]
@@ -32,9 +35,11 @@ def test_its_sections_come_in_their_order():
     assert re.findall(r"^# ===== \d\. ([^.]*)\.", TEXT, re.M) == SECTIONS
 
 
-def test_the_grid_the_tests_and_the_tools_keep_theirs():
+def test_the_grid_the_pages_the_tests_and_the_tools_keep_theirs():
     tests = ROOT / "tests"
     tools = [path for path in tests.glob("*.py") if not path.name.startswith("test_") and path.name != "conftest.py"]
-    check(grid=(lines_of(ROOT / "grid_qlearning.py"), 330), tests=(lines_of(*tests.glob("test_*.py")), 2047),
+    cells = [cell for name in SCRIPTS for cell in code_cells(nbformat.read(FOLDER / name, 4))]
+    check(longest_cell=(max(len(cell.source.splitlines()) for cell in cells), MAX_LINES),
+          grid=(lines_of(ROOT / "grid_qlearning.py"), 330), tests=(lines_of(*tests.glob("test_*.py")), 2047),
           tools=(lines_of(*tools), 300), readme=(lines_of(ROOT / "README.md"), 220),
           readme_words=(len((ROOT / "README.md").read_text(encoding="utf-8").split()), 2200))

@@ -210,6 +210,8 @@ def test_a_checkpoint_that_is_damaged_or_foreign_is_refused(kind, refused, place
     ({**NETWORKS, **other}.get(kind) or changed(**{kind: "gone"}))(place / "run" / "last.pt")
     refused(["--resume", "run", "--steps", "900"], "last.pt")
     assert not (place / "executed").exists()
+    pickle.loads(pickle.dumps(Hostile()))
+    assert (place / "executed").exists(), "the hostile file does harm where it is trusted"
 
 
 @pytest.mark.parametrize("kind", [*SETTINGS, "not text", "of other games"])

@@ -9,17 +9,15 @@ import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from conftest import ROOT, m
 from packaging.requirements import Requirement  # comes with pytest
 
-import mario_ddqn as m
 from mario_ddqn import RIGHT_ONLY, Episode, gym
 
-ROOT = Path(m.__file__).resolve().parent
 BUTTONS = {"NOOP": 0, "A": 1, "B": 2, "left": 64, "right": 128}  # one bit each, as the emulator takes them
 RUN, RUN_AND_JUMP = 3, 4  # RUN meets the first Goomba: the shortest real episode there is
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-import mario_ddqn as m
-from mario_ddqn import ReplayMemory
+from mario_ddqn import ReplayMemory, Settings
 
 
 def colours(frames):
@@ -138,6 +137,6 @@ def test_a_memory_saved_and_loaded_goes_on_the_same(count, tmp_path):
 def test_a_place_takes_the_bytes_that_the_help_says_and_nearly_all_places_can_be_drawn():
     memory = ReplayMemory(4000, 4)
     taken = sum(value.nbytes for value in vars(memory).values() if isinstance(value, np.ndarray)) / 4000
-    assert f"{taken:,.0f} bytes" in m.Settings.__dataclass_fields__["memory"].metadata["help"] and taken < 7100
+    assert f"{taken:,.0f} bytes" in Settings.__dataclass_fields__["memory"].metadata["help"] and taken < 7100
     memory, _ = filled(4000, size=1000, go_on=0.99)
     assert 0.93 * 2000 < len(memory) < 2000

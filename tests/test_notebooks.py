@@ -3,14 +3,11 @@ their stored pages are whole and tidy. And what the tool behind them (notebooks.
 import ast
 import base64
 import re
-import sys
-from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 import notebooks as tool
 from notebooks import FOLDER, ROOT, SCRIPTS
 
