@@ -831,7 +831,7 @@ def evaluate(name, noise="none", episodes=100, seed=0, stage=None, out=None):
 
 
 def watch_panel(picture, state, points, past, episode):
-    """What the network sees, thinks and does, beside the game. picture: the emulator's, (240, 256, 4) uint8;
+    """The game, and beside it state, Q-values and action. picture: the emulator's, (240, 256, 4) uint8;
     state: (4, 84, 84) float32; points: (5,) Q-values; past: the highest of each step -> (672, 1280, 3) uint8 BGR."""
     white, blue, orange, red = (255, 255, 255), (233, 180, 86), (0, 159, 230), (80, 80, 255)  # B, G, R
     panel = np.full((672, 1280, 3), 24, np.uint8)
@@ -841,11 +841,11 @@ def watch_panel(picture, state, points, past, episode):
     def write(text, x, y, colour=white):
         cv2.putText(panel, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.75, colour, 2, cv2.LINE_AA)
 
-    write("It sees: the last four frames", 784, 34)
+    write("State: the last four frames", 784, 34)
     for k, frame in enumerate(state):
         panel[50:168, 784 + 122 * k:902 + 122 * k] = cv2.resize(frame * 255, (118, 118))[:, :, None]
 
-    write("It thinks: points to come", 784, 218)
+    write("Q-values: points to come", 784, 218)
     chosen, played, buttons = points.argmax(), episode.actions[-1], ["+".join(names) for names in RIGHT_ONLY]
     spread = max(30, np.ptp(points))  # at least 30 points, so that small differences look small
     for action, name in enumerate(buttons):
@@ -858,7 +858,7 @@ def watch_panel(picture, state, points, past, episode):
     if episode.cleared:
         write("Cleared!", 784, 470, orange)
     elif played == chosen:
-        write(f"It does: {buttons[played]}", 784, 470, orange)
+        write(f"Action: {buttons[played]}", 784, 470, orange)
     else:
         write(f"Noise: {buttons[played]} instead", 784, 470, red)
         cv2.rectangle(panel, (966, 232 + 38 * played), (1266, 264 + 38 * played), red, 2)
