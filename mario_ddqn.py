@@ -144,16 +144,12 @@ def emulator_picture(obs):
 
 
 class MaxAndSkipEnv(gym.Wrapper):
-    """Repeats an action for `skip` frames and adds up the rewards. Shows the pixel-wise maximum of the last two
+    """Repeats an action for four frames and adds up the rewards. Shows the pixel-wise maximum of the last two
     frames, because the NES draws some sprites on every other frame only (Mnih et al. 2015, Methods)."""
-
-    def __init__(self, env, skip=4):
-        super().__init__(env)
-        self.skip = skip
 
     def step(self, action):
         total_reward = 0.0
-        for _ in range(self.skip):
+        for _ in range(4):
             obs, reward, terminated, truncated, info = self.env.step(action)
             self.frames.append(emulator_picture(obs).copy())  # the next frame is drawn into the same place
             total_reward += reward
@@ -408,8 +404,7 @@ class ReplayMemory:
 
     def state_dict(self):
         """Everything in it, for a checkpoint; the frames compressed to about a tenth."""
-        with ThreadPoolExecutor() as pool:
-            frames = list(pool.map(lambda ring, n: zlib.compress(ring[:n], level=1), self.frames, self.written))
+        frames = [zlib.compress(ring[:n], level=1) for ring, n in zip(self.frames, self.written, strict=True)]
         return {"frames": frames, **{name: torch.from_numpy(getattr(self, name)) for name in self.ARRAYS}}
 
     def load_state_dict(self, saved):
@@ -565,15 +560,13 @@ def write_tensors(path, content):
 
 @contextlib.contextmanager
 def reading(path):
-    """What goes wrong inside is the file's fault: UserError. An OSError, such as no permission, passes."""
+    """What goes wrong inside is the file's fault: UserError."""
     if not path.is_file():  # nor a pipe, which would never end
         raise UserError(f"{path}: no such file")
     try:
         yield
-    except OSError:
-        raise
     except Exception as error:
-        raise UserError(f"{path}: damaged, or not of this program's version: {error!s:.80}") from error
+        raise UserError(f"{path}: unreadable, damaged or of another version: {error!s:.80}") from error
 
 
 def load_tensors(path):
@@ -582,7 +575,7 @@ def load_tensors(path):
         with zipfile.ZipFile(path) as archive:  # PyTorch does not compare its archive's checksums
             broken = archive.testzip()
         content = torch.load(path, map_location="cpu", weights_only=True)
-        if broken or not isinstance(content, dict) or content["format"] != FORMAT:
+        if broken or content.get("format") != FORMAT:
             raise ValueError("its checksum or its format is wrong")
         if not all(weight.isfinite().all() for weight in content["local_net"].values()):
             raise ValueError("not every weight is a number")
@@ -591,9 +584,7 @@ def load_tensors(path):
 
 def write_rows(folder, rows):
     text = io.StringIO(newline="")
-    table = csv.DictWriter(text, COLUMNS)
-    table.writeheader()
-    table.writerows(rows)
+    csv.writer(text).writerows([COLUMNS, *(row.values() for row in rows)])
     write_atomically(folder / "episodes.csv", text.getvalue().encode())
 
 
@@ -1002,15 +993,10 @@ FLAGS = {  # what may be typed beside the mode
     "plot": {"out"}, **dict.fromkeys(("evaluate", "watch"), {"noise", "episodes", "seed", "stage", "out"})}
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):  # argparse's own would print all flags first
-        raise UserError(message.removeprefix("argument "))
-
-
 def build_parser():
     """A flag for each field of Settings, which checks the values itself, and the modes."""
-    parser = Parser(prog="mario_ddqn.py", argument_default=argparse.SUPPRESS, allow_abbrev=False,
-                    description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="mario_ddqn.py", usage=argparse.SUPPRESS, allow_abbrev=False,
+                                     argument_default=argparse.SUPPRESS, description=__doc__.partition("\n")[0])
     what = parser.add_argument_group("what to do (without any of these: train)")
     what.add_argument("--resume", metavar="RUN", help="continue a run; only --steps and --episodes may change")
     what.add_argument("--plot", metavar="RUN", nargs="+", help="draw the reward curves of runs")
@@ -1039,8 +1025,7 @@ def main(argv=None):
         typed = vars(build_parser().parse_args(argv))
         mode = next((name for name in MODES if name in typed), "train")
         named = [typed.pop(mode)] if mode in typed else []  # the run or the file
-        foreign = sorted(typed.keys() - FLAGS[mode])
-        if foreign:
+        if foreign := sorted(typed.keys() - FLAGS[mode]):
             what = "a training" if mode == "train" else f"--{mode}"
             raise UserError(f"--{foreign[0].replace('_', '-')} means nothing for {what}")
         MODES[mode](*named, **typed)

@@ -22,6 +22,14 @@ TINY = ("--envs 2 --steps 300 --learn-start 40 --batch 8 --copy-every 7 --n-step
 REAL = [*TINY, *"--double hasselt --steps 240 --seed 3 --patience 30 --train-every 8 --eps-decay 1".split()]
 
 
+def exit_code(argv):
+    """What the shell gets."""
+    try:
+        return m.main(argv)
+    except SystemExit as leave:  # argparse's own, after --help or a word that it does not know
+        return leave.code
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """The folder of the finished run REAL, made once for all of pytest's workers. Not to be written to: use a copy."""

@@ -15,7 +15,7 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import TINY, Toy, checkpoint, m
+from conftest import TINY, Toy, checkpoint, exit_code, m
 from fuzz import fuzz, small_network
 
 
@@ -49,7 +49,7 @@ def refused(place, capsys):
         before = tree(place)
         capsys.readouterr()
         with mock.patch.object(m, "step_game", side_effect=AssertionError("a game was started")):
-            code = m.main([str(word) for word in argv])
+            code = exit_code([str(word) for word in argv])
         out, err = capsys.readouterr()
         assert (code, err.count("\n"), err[:15]) == (2, 1, "mario_ddqn.py: "), err
         assert "Traceback" not in out + err and not [word for word in words if str(word) not in err], err

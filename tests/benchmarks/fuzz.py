@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from conftest import TINY, Toy, m  # noqa: E402
+from conftest import TINY, Toy, exit_code, m  # noqa: E402
 
 FLAGS = [action.option_strings[-1] for action in m.build_parser()._actions]
 WORD = st.one_of(st.sampled_from([*FLAGS, "tutorial", "hasselt", "noop", "1-1", "quick", "x.gif", "x.png", "x.json"]),
@@ -63,12 +63,10 @@ def throw(strategy, inputs, prepare):
     def one(drawn):
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as err:
             try:
-                code = m.main(prepare(drawn))
-            except SystemExit as leave:  # --help
-                code = leave.code
+                code = exit_code(prepare(drawn))
             except Exception:
                 code = 1
-        clear = err.getvalue().strip().rpartition("\n")[2].startswith("mario_ddqn.py: ")  # a bar may stand before it
+        clear = "mario_ddqn.py: " in err.getvalue() and "Traceback" not in err.getvalue()  # a bar may stand before it
         result = "accepted" if code == 0 else "refused" if code == 2 and clear else "traceback"
         counts["inputs"], counts[result] = counts["inputs"] + 1, counts[result] + 1
         failures.extend([repr(drawn)] * (result == "traceback"))

@@ -120,7 +120,7 @@ MUTANTS = [  # what stands in the program, what is put in its place, the files t
     ("os.replace(unfinished, path)", "path.write_bytes(content)", "R"),
     ("unfinished.unlink(missing_ok=True)", "pass", "R"),
     ("weights_only=True", "weights_only=False", "C"),
-    ("if broken or not isinstance", "if not isinstance", "C"),
+    ("if broken or content.get", "if content.get", "C"),
     ("weight.isfinite().all() for weight", "True for weight", "C"),
     ('FileLock(folder / "lock", timeout=0), ', "", "R"),
     ("if len(stop) > 1:", "if len(stop) > 2:", "R"),
