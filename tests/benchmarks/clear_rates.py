@@ -3,7 +3,7 @@
     python tests/benchmarks/clear_rates.py --commands RUNS   prints the trainings and evaluations to be made
     python tests/benchmarks/clear_rates.py --collect RUNS    copies what they wrote to results/training, and one network
                                                              with a clip of its play to results/
-    python tests/benchmarks/clear_rates.py                   the figure (rewards.png) and the tables
+    python tests/benchmarks/clear_rates.py                   the figure and the tables
 
 All three take --stage 1-2 and the like; the runs of levels other than 1-1 are collected in results/world. The network
 that comes with the program is the one whose clears after idle starts are nearest to the mean of the seeds. The run
@@ -27,6 +27,7 @@ DATA = ROOT / "results" / "training"
 WORLD = ROOT / "results" / "world"
 SHIPPED = ROOT / "results" / "evaluations.json"  # of the networks that come with the program
 TOGETHER = WORLD / "all-four" / "evaluations.json"  # of one network for four levels
+ASIDE = "two-cores", "all-four"  # trainings that stand in no table of seeds
 ALL_FOUR = "1-1,1-2,1-3,1-4"
 FLAG, TREE = ["--gamma", 0.97, "--flag-bonus", 500], ["--search", 0.5, "--practice", 0.75]
 NEEDS = {"1-2": FLAG, "1-3": ["--gamma", 0.97, *TREE], ALL_FOUR: [*FLAG, *TREE]}  # by level, beside --double
@@ -56,7 +57,7 @@ def read_evaluations(path):
 
 
 def write_evaluations(path, found):
-    write(path, [found[stage][noise] for stage in sorted(found) for noise in m.NOISES])
+    write(path, [found[stage][noise] for stage in sorted(found) for noise in m.NOISES if noise in found[stage]])
 
 
 def collect_all_four(run):
@@ -75,8 +76,11 @@ def collect(runs, stage):
     for run in sorted(runs.glob("seed-*")):
         folder = data / f"{prefix}{run.name}"
         folder.mkdir(parents=True, exist_ok=True)
-        for path in [run / "episodes.csv", run / "settings.json", *run.glob("evaluation-*.json")]:
+        separate = run.glob("evaluation-*.json") if data == DATA else ()
+        for path in [run / "episodes.csv", run / "settings.json", *separate]:
             shutil.copy(path, folder)
+        if data == WORLD:  # one file instead of four
+            write_evaluations(folder / "evaluations.json", {stage: evaluations_of(run)})
     cleared = {name.removeprefix(prefix): evaluations["noop"]["cleared"]
                for name, (_, evaluations) in trainings(data).items() if name.startswith(prefix)}
     nearest = min(cleared, key=lambda name: abs(cleared[name] - fmean(cleared.values())))
@@ -99,15 +103,18 @@ def make_clip(stage):
 
 
 def evaluations_of(run, prefix=""):
-    """{noise: evaluation} in that folder; `prefix`: the level's, of a run of several levels."""
+    """{noise: evaluation} of a run's folder, or of one below results/world, which has them in one file; `prefix`: the
+    level's, of a run of several levels."""
+    if (together := run / "evaluations.json").exists():
+        return {evaluation["noise"]: evaluation for evaluation in json.loads(together.read_text())}
     paths = {noise: run / f"evaluation-{prefix}{noise}.json" for noise in m.NOISES}
     return {noise: json.loads(path.read_text()) for noise, path in paths.items() if path.exists()}
 
 
 def trainings(data=DATA):
-    """{name: (rows, {noise: evaluation})} of the trainings in that folder that are evaluated."""
+    """{name: (rows, {noise: evaluation})} of the trainings in that folder."""
     found = {}
-    for run in sorted(path.parent for path in data.glob("*/evaluation-noop.json")):
+    for run in sorted(path.parent for path in data.glob("*/episodes.csv") if path.parent.name not in ASIDE):
         found[run.name] = m.read_rows(run), evaluations_of(run)
     return found
 
@@ -212,9 +219,9 @@ def main():
         return collect_all_four(args.collect / "seed-0")
     if args.collect:
         collect(args.collect, args.stage)
-    data = DATA if args.stage == "1-1" else WORLD
-    drawn = [data / name for name in trainings(data) if name != "default-1-2"]  # longer-1-2 begins with it
-    m.plot_rewards(drawn, data / "rewards.png")
+    data, picture = (DATA, "rewards.png") if args.stage == "1-1" else (WORLD, f"{args.stage}.png")
+    drawn = [data / name for name in trainings(data) if data == DATA or args.stage in name]
+    m.plot_rewards([run for run in drawn if run.name != "default-1-2"], data / picture)  # longer-1-2 begins with it
     print(way_table(data), rates_table(data), sep="\n\n")
     if args.collect:
         make_clip(args.stage)  # last: the notebooks' module changes how figures look
