@@ -566,7 +566,7 @@ def reading(path):
     try:
         yield
     except Exception as error:
-        raise UserError(f"{path}: unreadable, damaged or of another version: {error!s:.80}") from error
+        raise UserError(f"{path}: unreadable or of another version: {error!s:.80}") from error
 
 
 def load_tensors(path):
@@ -1043,7 +1043,7 @@ def main(argv=None):
             return 128 + stopped.args[0]
         print("mario_ddqn.py: stopped at once; a training keeps its last checkpoint", file=sys.stderr)
         return 130
-    print("mario_ddqn.py:", *message.splitlines(), file=sys.stderr)
+    print("mario_ddqn.py: error:", *message.splitlines(), file=sys.stderr)
     return 2
 
 

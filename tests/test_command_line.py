@@ -51,7 +51,7 @@ def refused(place, capsys):
         with mock.patch.object(m, "step_game", side_effect=AssertionError("a game was started")):
             code = exit_code([str(word) for word in argv])
         out, err = capsys.readouterr()
-        assert (code, err.count("\n"), err[:15]) == (2, 1, "mario_ddqn.py: "), err
+        assert (code, err.count("\n"), err[:22]) == (2, 1, "mario_ddqn.py: error: "), err
         assert "Traceback" not in out + err and not [word for word in words if str(word) not in err], err
         assert tree(place) == before
     return check
