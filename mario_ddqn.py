@@ -471,7 +471,7 @@ class DQNAgent:
         return state, action, reward, next_state, terminal, discount
 
     def td_target(self, reward, next_state, terminal, discount):
-        """What Q(s, a) should have been, (B,) float32. The three rules differ in one line each."""
+        """What Q(s, a) should have been, (B,) float32. The rules differ in `next_value`."""
         if self.settings.double == "single":
             # r + γ max_a Q_local(s', a)                   (one network on both sides; Mnih et al. 2013)
             next_value = self.local_net(next_state).max(1).values  # (B,)
