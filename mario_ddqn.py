@@ -1022,12 +1022,14 @@ def build_parser():
 def main(argv=None):
     """The program. argv: what was typed, by default the command line. Returns the exit code."""
     try:
-        typed = vars(build_parser().parse_args(argv))
+        known, foreign = build_parser().parse_known_args(argv)
+        typed = vars(known)
         mode = next((name for name in MODES if name in typed), "train")
         named = [typed.pop(mode)] if mode in typed else []  # the run or the file
-        if foreign := sorted(typed.keys() - FLAGS[mode]):
+        foreign += [f"--{flag.replace('_', '-')}" for flag in sorted(typed.keys() - FLAGS[mode])]
+        if foreign:
             what = "a training" if mode == "train" else f"--{mode}"
-            raise UserError(f"--{foreign[0].replace('_', '-')} means nothing for {what}")
+            raise UserError(f"{foreign[0]} means nothing for {what}")
         MODES[mode](*named, **typed)
         return 0
     except UserError as error:

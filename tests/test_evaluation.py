@@ -68,7 +68,7 @@ def test_wilsons_interval():
         assert (got := m.wilson(k, n)) == pytest.approx((low, high), abs=5e-5) and got[0] <= k / n <= got[1]
 
 
-@pytest.mark.parametrize("stage, flag", [("1-1", 3161), ("1-4", 2267)])
+@pytest.mark.parametrize("stage, flag", [("1-1", 3161), ("1-2", 3161), ("1-3", 2425), ("1-4", 2267)])
 def test_the_network_that_comes_with_the_program_clears_its_level(stage, flag):
     """On the real game, without noise. Another processor may round its Q-values in another way; so far all cleared."""
     path, q_values, settings = m.load_network(None, stage)

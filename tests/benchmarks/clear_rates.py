@@ -76,11 +76,13 @@ def collect(runs, stage):
     for run in sorted(runs.glob("seed-*")):
         folder = data / f"{prefix}{run.name}"
         folder.mkdir(parents=True, exist_ok=True)
-        separate = run.glob("evaluation-*.json") if data == DATA else ()
-        for path in [run / "episodes.csv", run / "settings.json", *separate]:
-            shutil.copy(path, folder)
+        for name in ("episodes.csv", "settings.json"):
+            shutil.copy(run / name, folder)
         if data == WORLD:  # one file instead of four
             write_evaluations(folder / "evaluations.json", {stage: evaluations_of(run)})
+        else:
+            for path in run.glob("evaluation-*.json"):
+                shutil.copy(path, folder)
     cleared = {name.removeprefix(prefix): evaluations["noop"]["cleared"]
                for name, (_, evaluations) in trainings(data).items() if name.startswith(prefix)}
     nearest = min(cleared, key=lambda name: abs(cleared[name] - fmean(cleared.values())))
@@ -106,7 +108,7 @@ def evaluations_of(run, prefix=""):
     """{noise: evaluation} of a run's folder, or of one below results/world, which has them in one file; `prefix`: the
     level's, of a run of several levels."""
     if (together := run / "evaluations.json").exists():
-        return {evaluation["noise"]: evaluation for evaluation in json.loads(together.read_text())}
+        return next(iter(read_evaluations(together).values()))
     paths = {noise: run / f"evaluation-{prefix}{noise}.json" for noise in m.NOISES}
     return {noise: json.loads(path.read_text()) for noise, path in paths.items() if path.exists()}
 

@@ -66,7 +66,8 @@ def throw(strategy, inputs, prepare):
                 code = exit_code(prepare(drawn))
             except Exception:
                 code = 1
-        clear = "mario_ddqn.py: " in err.getvalue() and "Traceback" not in err.getvalue()  # a bar may stand before it
+        last = err.getvalue().strip().rpartition("\n")[2]  # a bar may stand before it
+        clear = last.startswith("mario_ddqn.py: error: ")
         result = "accepted" if code == 0 else "refused" if code == 2 and clear else "traceback"
         counts["inputs"], counts[result] = counts["inputs"] + 1, counts[result] + 1
         failures.extend([repr(drawn)] * (result == "traceback"))
