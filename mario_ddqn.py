@@ -93,7 +93,7 @@ class Settings:
     eps_min: float = setting(0.02, "last ε", 0, 1)
     train_noise: str = setting("noop", "noise in the training games, as --noise", choices=NOISES)
     practice: float = setting(0.25, "share of training games that begin within the last cleared one", 0, 1)
-    search: float = setting(0.0, "share before the first clear that go on at random late in the furthest", 0, 1)
+    search: float = setting(0.0, "the same before the first clear: late in the furthest, at random from there", 0, 1)
     patience: int = setting(150, "steps without progress that end a training game", 1, 10**6)
     episodes: int = setting(10_000, "stop after so many episodes; practice does not count", 1, 10**6)
     steps: int = setting(400_000, "stop after so many environment steps; 0: no limit", 0, 10**9)
@@ -138,7 +138,7 @@ PRESETS = {
 def emulator_picture(obs):
     """The emulator's own picture, (240, 256, 4) uint8 in the order B, G, R, unused. nes-py shows it as RGB by a view
     (240, 256, 3) that reads the same memory backwards and takes many times as long to copy."""
-    if obs.strides == (1024, 4, -1):  # such a view: four bytes a pixel, read backwards
+    if obs.strides == (1024, 4, -1):  # such a view
         return np.lib.stride_tricks.as_strided(obs[:, :, ::-1], (240, 256, 4), (1024, 4, 1))
     return cv2.cvtColor(np.ascontiguousarray(obs), cv2.COLOR_RGB2BGRA)
 
@@ -155,7 +155,7 @@ class MaxAndSkipEnv(gym.Wrapper):
             total_reward += reward
             if terminated or truncated:
                 break
-        info = {**info, "picture": self.frames[-1]}  # in colour, for people who watch
+        info = {**info, "picture": self.frames[-1]}  # in colour, to watch
         return np.maximum(*self.frames), total_reward, terminated, truncated, info  # (240, 256, 4) uint8
 
     def reset(self, **kwargs):
@@ -216,8 +216,7 @@ class ScaledFloatFrame(gym.ObservationWrapper):
 
 
 class TutorialReward(gym.Wrapper):
-    """The reward of gym-super-mario-bros 7 for version 9, which pays for a new furthest x only, for score, coins
-    and the flag: Δx + Δclock − 25 for dying, clipped to ±15."""
+    """The reward of version 7: Δx + Δclock − 25 for dying, clipped to ±15. Version 9 pays for more."""
 
     def reset(self, **kwargs):
         obs, info = self.env.reset(**kwargs)
@@ -294,7 +293,7 @@ class Episode:
 
 def begin(env, episode):
     """Starts the game and plays the actions that the episode has already: idle steps, another game's first steps or,
-    on --resume, its own. nes-py cannot store a game, but the same actions lead to the same state."""
+    on --resume, its own. nes-py 8 cannot store a game, but the same actions lead to the same state."""
     state, info = env.reset()
     for action in episode.actions:
         state, _, _, _, info = step_game(env, action)
@@ -506,7 +505,7 @@ class DQNAgent:
         loss.backward()
         self.optimizer.step()
         self.scheduler.step()
-        # p = |δ|^priority: more of what surprised (Schaul et al. 2016, 3.3). With priority 0 all stay 1.
+        # p = (|δ| + 0.01)^priority: more of what surprised (Schaul et al. 2016, 3.3). With priority 0 all stay 1.
         td_error = (td_target - q_values.detach()).abs().cpu().numpy()                      # (B,) |δ|
         self.memory.priority[self.memory.drawn] = (td_error + 0.01) ** self.settings.priority
         self.updates += 1
@@ -601,8 +600,7 @@ def stop_signals():
 
     def handle(number, _):
         stop.append(number)
-        if len(stop) > 1:  # asked twice: at once
-            raise KeyboardInterrupt
+        signal.signal(number, signal.default_int_handler)  # asked twice: at once
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -613,7 +611,7 @@ def stop_signals():
 
 
 def save(folder, agent, games, rows, seconds):
-    """last.pt: all that `restore` needs. network.pt: the local network in half precision, to play with."""
+    """last.pt: what `restore` needs beside the table. network.pt: the local network in half precision."""
     games = [{name: value for name, value in vars(episode).items() if name != "rng"} for episode in games]
     write_tensors(folder / "last.pt", {"rows": len(rows), "seconds": seconds, "games": games, **agent.state_dict()})
     weights = {name: weight.half().cpu().contiguous() for name, weight in agent.local_net.state_dict().items()}
@@ -648,11 +646,10 @@ def next_episode(agent, kept, lengths):
     share = settings.practice if kept.cleared else settings.search
     if not share or agent.rng.random() >= share:
         return episode
-    first, last = 0, len(kept.actions)
+    last = len(kept.actions)
     if settings.search and kept.cleared:
         last = min(last, max(40, int(np.mean(lengths)) + 20))
-    if settings.search:
-        first = max(0, last - 40)
+    first = max(0, last - 40) if settings.search else 0
     episode.actions, episode.practice = kept.actions[:agent.rng.integers(first, last)], True
     episode.noise = episode.noise if kept.cleared else "random"
     return episode
@@ -716,7 +713,7 @@ def run(settings, folder, resume=False):
                     lengths = [row["length"] for row in rows if row["stage"] == stages[e]][-100:]
                     episodes[e] = next_episode(agent, kept[stages[e]], lengths)
                     states[e] = begin(envs[e], episodes[e])[0]
-                    mean, rate = np.mean([(row["return"], row["cleared"]) for row in rows[-100:]] or [(0, 0)], axis=0)
+                    mean, rate = np.mean([(row["return"], row["cleared"]) for row in rows[-100:]], axis=0)
                     bar.set_postfix_str(f"return {mean:.0f}, cleared {rate:.0%}, ε {agent.epsilon:.2f}", refresh=False)
             bar.update(len(envs))
         save(folder, agent, [*episodes, *kept.values()], rows, time.perf_counter() - started)
@@ -903,6 +900,8 @@ def watch(name, noise="none", episodes=1, seed=0, stage=None, out=None):
             episode = Episode(np.random.default_rng([seed, number]), noise)
             end, x = play_episode(make_env(settings.stage, settings.show_jump), q_values, episode, show)
             print(f"{path}: {end} at x = {x}, return {episode.total_reward:.0f}, {len(episode.actions)} steps")
+            if clip is None:
+                cv2.waitKey(2000)  # 2 s to see how it ended
     if panels:
         write_clip(clip, panels)
         print(f"saved {clip}")
@@ -952,10 +951,10 @@ def plot_rewards(folders, out="runs/rewards.png", window=100):
 # ===== 7. Command line. In: what was typed. Out: exit code 0, or one line on what is wrong and exit code 2.
 
 def command(*words):
-    """A command of this program that can be pasted: it names the Python that runs it."""
+    """A command of this program, to be pasted, on Windows, too: it names the Python that runs it."""
     files, here = (Path(sys.executable), Path(__file__).resolve()), Path.cwd()
     files = [file.relative_to(here) if file.is_relative_to(here) else file for file in files]
-    return shlex.join(map(str, [*files, *words]))
+    return shlex.join(str(word).replace(os.sep, "/") for word in [*files, *words])
 
 
 def checked_out(name, *endings):

@@ -1,6 +1,5 @@
 """Sections 3 and 4 of mario_ddqn.py, network and agent: targets, losses and weights by hand, and tasks whose Q-values
 are known, each of which isolates one fault. States are 36×36 here, the smallest that the three convolutions take."""
-
 from collections import Counter
 from copy import deepcopy
 

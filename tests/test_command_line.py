@@ -1,6 +1,5 @@
 """Sections 1 and 7 of mario_ddqn.py, settings and command line. Whatever cannot be meant ends in one clear line and
 exit code 2, before any game is started, and nothing is overwritten."""
-
 import json
 import math
 import os
@@ -155,7 +154,8 @@ def test_printed_commands_name_the_interpreter(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
     monkeypatch.setattr(m, "__file__", str(tmp_path / "mario_ddqn.py"))
-    assert m.command("--resume", Path("a run")) == ".venv/bin/python mario_ddqn.py --resume 'a run'"
+    monkeypatch.setattr(os, "sep", "\\")  # as on Windows, whose PowerShell runs no program that is named in quotes
+    assert m.command("--resume", Path("a run"), "b\\c") == ".venv/bin/python mario_ddqn.py --resume 'a run' b/c"
 
 
 class Hostile:

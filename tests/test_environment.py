@@ -2,7 +2,6 @@
 
 tests/recording.npz holds real play of gym-super-mario-bros 7.4 and the reward that it pays itself: for every step the
 buttons and a checksum of its pictures, for every frame reward, x, clock and how the episode ended."""
-
 import math
 import sys
 import zlib

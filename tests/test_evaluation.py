@@ -1,5 +1,4 @@
 """Section 6 of mario_ddqn.py: greedy games and the rate of clears, clips, the window, reward curves."""
-
 import json
 import math
 import os
@@ -201,6 +200,7 @@ def test_the_games_watched_are_those_of_the_seed_and_the_values_are_points(windo
     assert told == [f"{end} at x = {x}, return {total:.0f}, {len(actions)} steps"
                     for end, x, total, _, actions in games(always(RIGHT), 3, "epsilon", 4)] and len(set(told)) > 1
     assert points == {150}, "the network says 1, in units of the reward's scale"
+    assert window.delays.count(2000) == 3, "each game's end stays"
 
 
 @pytest.mark.parametrize("keys, closed_after", [("..q", math.inf), ("..\x1b", math.inf), ("", 3)])

@@ -1,5 +1,4 @@
 """Section 4 of mario_ddqn.py, the replay memory. The oracle keeps whole float transitions and sums n steps plainly."""
-
 from collections import Counter, deque
 from itertools import islice, takewhile
 

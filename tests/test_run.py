@@ -1,6 +1,5 @@
 """Section 5 of mario_ddqn.py, the training loop. After every kind of interruption the same run goes on. Every kind of
 fault ends in one clear line, and the last checkpoint is intact. Faults are real ones where a test can make them."""
-
 import errno
 import io
 import json

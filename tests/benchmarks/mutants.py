@@ -123,7 +123,7 @@ MUTANTS = [  # what stands in the program, what is put in its place, the files t
     ("if broken or content.get", "if content.get", "C"),
     ("weight.isfinite().all() for weight", "True for weight", "C"),
     ('FileLock(folder / "lock", timeout=0), ', "", "R"),
-    ("if len(stop) > 1:", "if len(stop) > 2:", "R"),
+    ("signal.signal(number, signal.default_int_handler)  # asked", "pass  # asked", "R"),
     ("            signal.signal(number, handler)", "            pass", "R"),
     ("vars(episode).update(saved)", "pass", "RC"),
     ("return rows[:count]", "return rows", "R"),
@@ -161,6 +161,7 @@ MUTANTS = [  # what stands in the program, what is put in its place, the files t
     ("chosen, played, buttons = points.argmax()", "chosen, played, buttons = points.argmin()", "V"),
     ('key in "q\\x1b"', 'key in "\\x1b"', "V"),
     ("returns[max(0, i - window):i]", "returns[:i]", "V"),
+    ("cv2.waitKey(2000)", "cv2.waitKey(20)", "V"),
     # 7. Command line
     ("path.suffix not in endings or", "", "C"),
     ("any(folder.iterdir())", "False", "C"),
@@ -170,6 +171,7 @@ MUTANTS = [  # what stands in the program, what is put in its place, the files t
     ('"const": "tutorial"', '"const": "hasselt"', "C"),
     ('reconfigure(errors="replace")', "flush()", "C"),
     ("lambda *_: os._exit(130)", "signal.default_int_handler", "C"),
+    ("str(word).replace(os.sep, \"/\")", "str(word)", "C"),
 ]
 
 
