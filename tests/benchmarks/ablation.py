@@ -47,18 +47,19 @@ def collect(runs, found):
 
 
 def by_name(found):
-    """{ingredient: its runs by seed}: the default first, then the others, the most missed first."""
+    """{ingredient: its runs by seed}: the default first, then the others, the most missed first. {ingredient: by how
+    much each of them is above the default with its seed, in return}."""
     runs = {}
     for run in sorted(found, key=lambda run: run["seed"]):
         runs.setdefault(run["name"], []).append(run)
     default = {run["seed"]: run for run in runs["default"]}
-    gap = {name: fmean(run[f"return at {LAST}"] - default[run["seed"]][f"return at {LAST}"] for run in part)
-           for name, part in runs.items()}
-    return {name: runs[name] for name in sorted(runs, key=lambda name: (name != "default", gap[name]))}, gap
+    gaps = {name: [run[f"return at {LAST}"] - default[run["seed"]][f"return at {LAST}"] for run in part]
+            for name, part in runs.items()}
+    return {name: runs[name] for name in sorted(runs, key=lambda name: (name != "default", fmean(gaps[name])))}, gaps
 
 
 def table(found):
-    runs, gap = by_name(found)
+    runs, gaps = by_name(found)
     lines = ["| run | what differs | first clear, steps | " + " | ".join(f"return at {mark:,}" for mark in MARKS)
              + f" | clears at {LAST:,} | return at {LAST:,} less the default's |", "| --- " * (5 + len(MARKS)) + "|"]
     for name, part in runs.items():
@@ -68,7 +69,7 @@ def table(found):
         cells = [name, changed, " · ".join(f"{first:,.0f}" if first else "none" for first in firsts),
                  *(" · ".join(f"{run[f'return at {mark}']:,.0f}" for run in part) for mark in MARKS),
                  " · ".join(f"{run[f'clears at {LAST}']:.0f}" for run in part),
-                 "" if name == "default" else f"{gap[name]:+,.0f}"]
+                 "" if name == "default" else " · ".join(f"{gap:+,.0f}" for gap in gaps[name])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -108,7 +108,7 @@ def band(values):
 
 COLUMNS = {"first_clear": "first clear, steps", **{f"return at {mark}": f"return at {mark:,}" for mark in MARKS},
            **{f"clears at {mark}": f"clears at {mark:,}" for mark in MARKS[1:]}, "greedy_clears": "greedy clears of 50",
-           "q": "Q, points", "discounted_return": "what came", "overestimate": "overestimate"}
+           "q": "Q, points", "discounted_return": "discounted return", "overestimate": "overestimate"}
 
 
 def table(found):
@@ -126,7 +126,7 @@ def table(found):
         for rule in [*NAMES][1:]:
             gaps = [run[column] - by["single"][seed][column] for seed, run in by[rule].items()
                     if seed in by["single"] and None not in (run[column], by["single"][seed][column])]
-            cells.append("{:+,.0f} ± {:,.0f}".format(*band(gaps)) if len(gaps) > 1 else "–")
+            cells.append(f"{round(band(gaps)[0]):+,} ± {band(gaps)[1]:,.0f}" if len(gaps) > 1 else "–")
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
