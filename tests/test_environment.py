@@ -78,18 +78,6 @@ def test_the_whole_chain_equals_the_plain_game_over_real_steps(show_jump):
         np.testing.assert_array_equal(state, plain_state)
 
 
-def test_games_in_threads_play_as_one_game_alone():
-    actions = np.random.default_rng(1).integers(5, size=20).tolist()
-
-    def play(_):
-        env = m.make_env()
-        env.reset()
-        return [(state.tobytes(), reward) for state, reward, *_ in (m.step_game(env, action) for action in actions)]
-
-    with ThreadPoolExecutor(3) as pool:
-        assert list(pool.map(play, range(3))) == [play(0)] * 3
-
-
 class Screen(gym.Env):
     """A game that draws into one place over and over, as the emulator does. Frame k has its own colours, pays
     10**k, and frame `last` ends the episode."""

@@ -3,7 +3,6 @@ import json
 import math
 import os
 import shutil
-from dataclasses import asdict
 from types import SimpleNamespace
 
 import cv2
@@ -76,14 +75,6 @@ def test_the_network_that_comes_with_the_program_clears_its_level(stage, flag):
     assert (end, episode.cleared) == ("cleared", True) and abs(x - flag) < 20 and len(episode.actions) < 500
 
 
-def test_a_network_is_read_as_it_was_saved(tiny):
-    net, states = m.DQNSolver((4, 84, 84), 5), np.random.default_rng(0).random((3, 4, 84, 84), np.float32)
-    net.load_state_dict(checkpoint(tiny)["local_net"])
-    path, q_values, settings = m.load_network(tiny)
-    assert path == tiny / "network.pt" and asdict(settings) == json.loads((tiny / "settings.json").read_text())
-    np.testing.assert_allclose(q_values(states), net(torch.from_numpy(states)).detach(), rtol=0.02, atol=1e-3)
-
-
 def test_the_rate_of_clears_its_interval_and_where_games_were_lost(walker, tmp_path, monkeypatch, capsys):
     def play(q_values, settings, episodes, noise, seed):
         assert (episodes, noise, seed, settings.stage) == (100, "epsilon", 3, "1-1")
@@ -107,10 +98,10 @@ def test_an_evaluation_goes_into_the_runs_folder_or_into_runs_and_shows_a_bar(ti
     assert m.main(["--evaluate", shutil.copytree(tiny, "run"), "--noise", "sticky", "--episodes", "3"]) == 0
     assert "3/3" in (bar := capsys.readouterr().err.splitlines()[-1]) and "cleared=3" in bar
     assert m.main(["--evaluate", "run", "--stage", "1-3"]) == 0
-    assert m.main(["--evaluate"]) == 0
+    assert m.main(["--evaluate"]) == m.main(["--evaluate", "--stage", "1-3"]) == 0
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.json")} == {
         "run/settings.json", "run/evaluation-sticky.json", "run/evaluation-1-3-none.json",
-        "runs/evaluation-mario_1-1-none.json"}
+        "runs/evaluation-mario_1-1-none.json", "runs/evaluation-mario_1-3-none.json"}
     assert json.loads((tmp_path / "runs/evaluation-mario_1-1-none.json").read_text())["episodes"] == 1
     assert "not a rate" in capsys.readouterr().out, "without noise all games are the same"
 
@@ -123,14 +114,6 @@ def test_the_settings_decide_which_game_is_trained_evaluated_and_watched(tmp_pat
         assert m.main(["--evaluate", str(run), *flags]) == 0
         assert m.main(["--watch", str(run), "--out", str(run / "x.gif"), *flags]) == 0
     assert asked == [(stage, False) for stage in "1-2 1-4 1-2 1-2 1-2 1-4 1-4 2-1 2-1".split()], "else the first"
-
-
-def test_the_network_of_a_stage_is_found(walker, tmp_path, monkeypatch, toy):
-    monkeypatch.setattr(m, "TRAINED", tmp_path)
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(walker, tmp_path / "mario_1-3.pt")
-    assert m.main(["--evaluate", "--stage", "1-3"]) == 0 and m.main(["--evaluate", "--stage", "1-2"]) == 2
-    assert '"mario_1-3.pt", "stage": "1-3"' in (tmp_path / "runs/evaluation-mario_1-3-none.json").read_text()
 
 
 def test_a_game_is_shown_as_it_is_when_the_network_chooses_and_at_its_end(toy):
@@ -222,7 +205,7 @@ def test_the_keys_pause_step_and_set_the_speed(window):
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
-def test_two_runs_are_plotted(ending, tiny, tmp_path):
+def test_a_plot_has_the_format_that_its_name_ends_in(ending, tiny, tmp_path):
     other, out = shutil.copytree(tiny, tmp_path / "other"), tmp_path / "new" / f"both.{ending}"
     assert m.main(["--plot", str(tiny), str(other), "--out", str(out)]) == 0
     assert out.read_bytes()[:5] == {"png": b"\x89PNG\r", "svg": b"<?xml", "pdf": b"%PDF-"}[ending]

@@ -52,13 +52,6 @@ def test_known_paths_return_what_the_tutorial_says_and_a_circle_is_cut_off():
 
 
 # ===== Learning against the oracle
-def test_the_oracle_solves_bellmans_equation():
-    q = gc.optimal_values(0.9)
-    for state, action in np.ndindex(9, 8):
-        next_state, reward, terminal = Grid().step(state, action)
-        assert q[state, action] == reward + (0 if terminal else 0.9 * q[next_state].max())
-    assert q[Grid.start].max() == gq.BEST_RETURN == -1
-
 
 @every_learner
 def test_all_100_seeds_learn_the_best_path(learner):

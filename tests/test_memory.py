@@ -4,7 +4,6 @@ from itertools import islice, takewhile
 
 import numpy as np
 import pytest
-import torch
 
 from mario_ddqn import ReplayMemory, Settings
 
@@ -117,20 +116,6 @@ def test_a_new_transition_gets_the_highest_priority_there_is():
     memory.push(*next(play))
     new = memory.priority > before
     assert new.sum() == 1 and memory.priority[new] == 7
-
-
-@pytest.mark.parametrize("count", [25, 200])
-def test_a_memory_saved_and_loaded_goes_on_the_same(count, tmp_path):
-    memory, play = filled(count)
-    memory.priority *= np.random.default_rng(0).uniform(0.1, 5, memory.priority.shape)
-    torch.save(memory.state_dict(), tmp_path / "memory.pt")
-    other = ReplayMemory(60, 2, 3, 0.5, (2, 2))
-    other.load_state_dict(torch.load(tmp_path / "memory.pt", weights_only=True))
-    for k, step in enumerate(islice(play, 100)):
-        one, two = (each.sample(32, np.random.default_rng(k)) for each in (memory, other))
-        assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True)) and len(memory) == len(other)
-        memory.push(*step)
-        other.push(*step)
 
 
 def test_a_place_takes_the_bytes_that_the_help_says_and_nearly_all_places_can_be_drawn():

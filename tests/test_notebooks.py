@@ -1,6 +1,5 @@
 """What the notebooks promise: they run from two folders, solutions included, they show the scripts' own definitions,
 their stored pages are whole and tidy. And what the tool behind them (notebooks.py) promises, on a made-up one."""
-import ast
 import base64
 import re
 
@@ -20,26 +19,12 @@ SHOWN = {  # a reader must see and run these; of a class with "*" every method b
            "ReplayMemory* DQNAgent* Episode* play_episode wilson"}
 
 
-def trees(source):
-    """{name: tree as text} of functions, methods, and classes without their methods. Apart from the tool's own."""
-    found = {}
-    for node in [node for node in ast.parse(source).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]:
-        if isinstance(node, ast.ClassDef):
-            methods = [part for part in node.body if isinstance(part, ast.FunctionDef)]
-            found |= {f"{node.name}.{method.name}": ast.dump(method) for method in methods}
-            node.body = [part for part in node.body if part not in methods]
-        if ast.unparse(node) != f"class {node.name}({node.name}):":  # it continues itself, with methods only
-            found[node.name] = ast.dump(node)
-    return found
-
-
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_definition_is_the_scripts_wherever_it_stands(name):
-    script, shown = trees((ROOT / SCRIPTS[name]).read_text(encoding="utf-8")), set()
+    script, shown = tool.definitions((ROOT / SCRIPTS[name]).read_text(encoding="utf-8")), set()
     for cell in tool.code_cells(PAGES[name]):
         shown |= set(tool.definitions(cell.source))
-        for what, tree in trees(cell.source).items():
-            assert what.split(".")[0] not in script or tree == script.get(what), what
+    assert not {what for what in shown - set(script) if what.split(".")[0] in script}, "methods that it lacks"
     for what in SHOWN[name].split():
         parts = {method for method in script if method.startswith(f"{what[:-1]}.") and "state_dict" not in method}
         assert {what.rstrip("*"), *(parts if "*" in what else [])} <= shown, what

@@ -37,7 +37,7 @@ def test_the_return_that_followed_a_step_is_discounted_from_there_on():
 def test_every_file_and_every_heading_that_is_linked_to_exists():
     for page, text in PAGES.items():
         assert not re.findall(r"%%|TODO|TBD|\(to come\)", text), f"{page.name} has a mark that is left to be filled in"
-        for file, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text):
+        for file, anchor in re.findall(r'(?:\]\(|<img src=")(?!https?:)([^)#"]*)(?:#([^)]*))?[)"]', text):
             target = page.parent / file if file else page
             assert target.exists(), f"{page.name} links to {file}"
             headings = re.findall(r"^#+ (.*)", target.read_text(encoding="utf-8"), re.M) if anchor else []

@@ -35,7 +35,7 @@ MARKS = (25_000, 50_000, 100_000, 200_000, m.Settings.steps)
 MEANINGS = {"none": "nothing: one game", "noop": "0 to 30 idle steps first, as in training: at most 31 different games",
             "epsilon": "a random action instead, with probability 0.05",
             "sticky": "the last action again, with probability 0.25"}
-NOISES = {"noop": "after 0 to 30 idle steps", "epsilon": "with 5 % random actions",
+NOISE_WORDS = {"noop": "after 0 to 30 idle steps", "epsilon": "with 5 % random actions",
           "sticky": "with actions repeated at random"}
 
 
@@ -68,7 +68,6 @@ def collect_all_four(run):
         shutil.copy(run / name, folder)
     found = {stage: evaluations_of(run, f"{stage}-") for stage in ALL_FOUR.split(",")}
     write_evaluations(TOGETHER, found)
-    m.plot_rewards([folder], WORLD / "all-four.png")
 
 
 def collect(runs, stage):
@@ -87,8 +86,9 @@ def collect(runs, stage):
                for name, (_, evaluations) in trainings(data).items() if name.startswith(prefix)}
     nearest = min(cleared, key=lambda name: abs(cleared[name] - fmean(cleared.values())))
     print(f"{nearest} comes with the program")
-    shutil.copy(runs / nearest / "network.pt", m.TRAINED / f"mario_{stage}.pt")
-    write_evaluations(SHIPPED, {**read_evaluations(SHIPPED), stage: evaluations_of(runs / nearest)})
+    if (runs / nearest).exists():  # else it is one of before
+        shutil.copy(runs / nearest / "network.pt", m.TRAINED / f"mario_{stage}.pt")
+        write_evaluations(SHIPPED, {**read_evaluations(SHIPPED), stage: evaluations_of(runs / nearest)})
 
 
 def make_clip(stage):
@@ -121,7 +121,7 @@ def trainings(data=DATA):
     return found
 
 
-def at(mark, data=DATA):
+def by_seed(mark, data=DATA):
     """After so many steps: the minutes, and of the last 100 games the mean return and the clears; a list by seed."""
     minutes, returns, clears = [], [], []
     for rows, _ in trainings(data).values():
@@ -141,7 +141,7 @@ def way_table(data=DATA):
     """How far the training games of each seed came."""
     lines = ["| after | minutes | mean return of the last 100 games | cleared of them |", "| --- " * 4 + "|"]
     for mark in MARKS:
-        cells = (" · ".join(f"{value:,.0f}" for value in values) for values in at(mark, data))
+        cells = (" · ".join(f"{value:,.0f}" for value in values) for values in by_seed(mark, data))
         lines.append(f"| {mark:,} steps | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -193,7 +193,7 @@ def ends_table():
     lines = ["| level | noise | the four most frequent ends of lost games: how, and at which x (to x + 49) |",
              "| --- " * 3 + "|"]
     for stage, evaluations in read_evaluations(SHIPPED).items():
-        for noise in NOISES:
+        for noise in NOISE_WORDS:
             places = Counter((end, x // 50 * 50) for end, x in evaluations[noise]["lost"]).most_common(4)
             said = "; ".join(f"{times} {end}, {x:,}" for (end, x), times in places)
             lines.append(f"| {stage} | `{noise}` | {said or 'none'} |")
@@ -204,7 +204,7 @@ def means():
     """One sentence: the share of games of 1-1 that are cleared, mean and range of the seeds, for each noise."""
     found = [evaluations for _, evaluations in trainings().values()]
     said = []
-    for noise, words in NOISES.items():
+    for noise, words in NOISE_WORDS.items():
         shares = [100 * one[noise]["cleared"] / one[noise]["episodes"] for one in found]
         said.append(f"{fmean(shares):.0f} % ({min(shares):.0f} to {max(shares):.0f}) {words}")
     return (f"*Games of World 1-1 that are cleared, mean (lowest to highest) of {len(found)} trainings with "
@@ -220,14 +220,16 @@ def main():
     args = parser.parse_args()
     if args.commands:
         return commands(args.commands, args.seeds, args.stage)
-    if args.collect and args.stage == ALL_FOUR:
-        return collect_all_four(args.collect / "seed-0")
+    if args.stage == ALL_FOUR:
+        if args.collect:
+            collect_all_four(args.collect / "seed-0")
+        return m.plot_rewards([TOGETHER.parent], WORLD / "all-four.png")
     if args.collect:
         collect(args.collect, args.stage)
     data, picture = (DATA, "rewards.png") if args.stage == "1-1" else (WORLD, f"{args.stage}.png")
     drawn = [data / name for name in trainings(data) if data == DATA or args.stage in name]
     m.plot_rewards([run for run in drawn if run.name != "default-1-2"], data / picture)  # longer-1-2 begins with it
-    print(way_table(data), rates_table(data), sep="\n\n")
+    print(way_table() if data == DATA else "", rates_table(data), sep="\n\n")
     if args.collect:
         make_clip(args.stage)  # last: the notebooks' module changes how figures look
 

@@ -26,6 +26,7 @@ DATA = ROOT / "results" / "double"
 NAMES = {"single": "single", "tutorial": "the tutorial's double", "hasselt": "van Hasselt's double"}
 COLOURS = {"single": "#0072B2", "tutorial": "#E69F00", "hasselt": "#009E73"}
 MARKS = (50_000, 100_000, 150_000)
+GAMES = 50  # greedy ones of each run
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t
 
 
@@ -57,14 +58,14 @@ def discounted(values, rewards, gamma):
     return list(zip(values, reversed(came), strict=True))
 
 
-def collect(runs, games):
+def collect(runs):
     """One dict per run in that folder."""
     found = []
     for network in sorted(runs.glob("*-*/network.pt")):
         rule, seed = network.parent.name.split("-")
-        cleared, q, came = play(network, games)
+        cleared, q, came = play(network, GAMES)
         found.append({"rule": rule, "seed": int(seed), **summary(m.read_rows(network.parent), MARKS),
-                      "greedy_clears": cleared, "greedy_episodes": games, "q": q, "discounted_return": came,
+                      "greedy_clears": cleared, "greedy_episodes": GAMES, "q": q, "discounted_return": came,
                       "overestimate": q - came})
     return found
 
@@ -107,8 +108,9 @@ def band(values):
 
 
 COLUMNS = {"first_clear": "first clear, steps", **{f"return at {mark}": f"return at {mark:,}" for mark in MARKS},
-           **{f"clears at {mark}": f"clears at {mark:,}" for mark in MARKS[1:]}, "greedy_clears": "greedy clears of 50",
-           "q": "Q, points", "discounted_return": "discounted return", "overestimate": "overestimate"}
+           **{f"clears at {mark}": f"clears at {mark:,}" for mark in MARKS[1:]},
+           "greedy_clears": f"greedy clears of {GAMES}", "q": "Q, points",
+           "discounted_return": "discounted return", "overestimate": "overestimate"}
 
 
 def table(found):
@@ -160,10 +162,9 @@ def draw(found):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--collect", type=Path, metavar="RUNS", help="the folder of the finished runs")
-    parser.add_argument("--games", type=int, default=50, help="greedy games of each run (default: 50)")
     args = parser.parse_args()
     if args.collect:
-        write(DATA / "double.json", collect(args.collect, args.games))
+        write(DATA / "double.json", collect(args.collect))
     found = json.loads((DATA / "double.json").read_text())
     draw(found)
     print(table(found))

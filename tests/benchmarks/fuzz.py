@@ -42,7 +42,7 @@ def damage(path, kind, value, place):
     """One byte is set, the rest is cut off, all is new, or one named value inside the file is replaced."""
     at = int(place * len(content := path.read_bytes()))
     if kind != "value":
-        path.write_bytes({"new": value, "cut": content[:at]}.get(kind) or content[:at] + value + content[at + 1:])
+        path.write_bytes({"new": value, "cut": content[:at]}.get(kind, content[:at] + value + content[at + 1:]))
     elif path.suffix == ".csv":
         cells = content.decode().split(",")
         cells[int(place * len(cells))] = str(value)

@@ -14,6 +14,9 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+if __name__ == "__mp_main__":  # a worker, on systems that do not fork: Ctrl-C is for the main process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -61,7 +64,8 @@ def optimal_values(gamma=gq.GAMMA):
 
 
 def run_once(rule, noise, epsilon, episodes, seed):
-    """Train one agent. rule: a key of LEARNERS. Return a dict of four numbers and a curve, (episodes,) float64."""
+    """Train one agent. rule: a key of LEARNERS. Return a dict of four numbers and a curve, float64, a value
+    for each episode that is drawn."""
     agent = gq.LEARNERS[rule](np.random.default_rng(seed), epsilon=epsilon)
     grid = NoisyGrid(noise, np.random.default_rng([seed, 1]))  # not the agent's generator: the two must not interact
     returns, values, best = np.zeros((3, episodes))  # (episodes,) float64 each

@@ -10,6 +10,7 @@ twice; episodes.csv (without the time column) and the final weights are bit for 
 """
 import argparse
 import csv
+import itertools
 import json
 import random
 import subprocess
@@ -23,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)]
 import mario_ddqn as m  # noqa: E402
 
-FLAGS = ["--double", "hasselt", "--envs", "2", "--steps", "700", "--learn-start", "40", "--memory", "1000", "--batch",
+STEPS = 700
+FLAGS = ["--double", "hasselt", "--envs", "2", "--steps", STEPS, "--learn-start", "40", "--memory", "1000", "--batch",
          "8", "--copy-every", "7", "--eps-decay", "0.99", "--patience", "60"]
 PROGRAM = f"import sys; sys.path[:0] = [{str(ROOT)!r}]; import mario_ddqn as m; m.CHECKPOINT_SECONDS = 0.25; " \
           "sys.exit(m.main(sys.argv[1:]))"
@@ -40,21 +42,26 @@ def rows_of(run):
 
 
 def wait_for_checkpoint(run, process):
-    while not (run / "last.pt").exists() and process.poll() is None:
+    """Until this process has written a checkpoint, or has ended."""
+    path = run / "last.pt"
+    before = path.stat().st_mtime_ns if path.exists() else None
+    while process.poll() is None and (not path.exists() or path.stat().st_mtime_ns == before):
         time.sleep(0.01)
 
 
 def trial(number, seed, whole, seconds):
     """One run, killed twice. Returns what was seen."""
     rng, run = random.Random(f"{seed} {number}"), whole.with_name(f"trial-{number}")
-    seen = {"trial": number, "killed_at": [], "unreadable": 0, "lost": 0, "partial_left": 0}
-    flags = [*FLAGS, "--out", run]
+    seen = {"trial": number, "killed_at": [], "after_the_end": 0, "unreadable": 0, "lost": 0, "partial_left": 0}
+    flags, left = [*FLAGS, "--out", run], 1.0  # the share of the run that is still to be played
     for _ in range(2):
+        (run / "partial-last.pt").unlink(missing_ok=True)
         process = start(*flags)
         wait_for_checkpoint(run, process)
-        time.sleep(rng.uniform(0, seconds))
+        time.sleep(rng.uniform(0, seconds * left))
         process.kill()
         process.communicate()
+        seen["after_the_end"] += process.returncode >= 0
         seen["partial_left"] += (run / "partial-last.pt").exists()  # killed while a checkpoint was written
         try:
             checkpoint = m.load_tensors(run / "last.pt")
@@ -62,12 +69,14 @@ def trial(number, seed, whole, seconds):
             seen["unreadable"] += 1
             return seen
         seen["killed_at"].append(checkpoint["steps"])
-        seen["lost"] += rows_of(run)[:checkpoint["rows"]] != rows_of(whole)[:checkpoint["rows"]]
-        flags = ["--resume", run]
+        count = checkpoint["rows"]
+        seen["lost"] += sum(row != other for row, other in
+                            itertools.zip_longest(rows_of(run)[:count], rows_of(whole)[:count]))
+        flags, left = ["--resume", run], 1 - checkpoint["steps"] / STEPS
     process = start(*flags)
     error = process.communicate()[1].decode()
     seen["exit_code"] = process.returncode
-    if process.returncode and checkpoint["steps"] < 700:  # a finished run is not resumed
+    if process.returncode and checkpoint["steps"] < STEPS:  # a finished run is not resumed
         return {**seen, "error": error[-300:]}
     rows = rows_of(run)
     seen["duplicated"] = len(rows) - len({row["episode"] for row in rows})
@@ -110,7 +119,8 @@ def main():
         print(f"the unbroken run: {len(rows_of(whole))} episodes; kills within {seconds:.0f} s of play", flush=True)
         with ThreadPoolExecutor(args.workers) as pool:
             trials = list(pool.map(lambda number: trial(number, args.seed, whole, seconds), range(args.kills // 2)))
-    summary = {"kills": sum(len(seen["killed_at"]) + seen["unreadable"] for seen in trials),
+    summary = {"kills": sum(len(seen["killed_at"]) + seen["unreadable"] - seen["after_the_end"] for seen in trials),
+               "too_late": sum(seen["after_the_end"] for seen in trials),
                "killed_while_writing_a_checkpoint": sum(seen["partial_left"] for seen in trials),
                "unreadable_checkpoints": sum(seen["unreadable"] for seen in trials),
                "lost_episodes": sum(seen["lost"] for seen in trials),

@@ -19,7 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 FILES = {"E": "test_environment.py", "M": "test_memory.py", "A": "test_agent.py",
          "R": "test_run.py", "V": "test_evaluation.py", "C": "test_command_line.py"}
 MUTANTS = [  # what stands in the program, what is put in its place, the files that should notice (E: see FILES)
@@ -192,9 +192,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", type=int, nargs="+", metavar="N", help="numbers of faults (default: all)")
     parser.add_argument("--jobs", type=int, default=2, help="copies that are tested side by side (default: 2)")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "mutants.json")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "mutants.json")
     args = parser.parse_args()
-    text, wrong = (REPOSITORY / "mario_ddqn.py").read_text(), []
+    text, wrong = (ROOT / "mario_ddqn.py").read_text(), []
     for number, (old, new, _) in enumerate(MUTANTS):
         if text.count(old) != 1:
             wrong.append(f"fault {number}: {old!r} stands {text.count(old)} times in mario_ddqn.py, it should once")
@@ -204,7 +204,7 @@ def main():
         sys.exit("\n".join([*wrong, "the program has changed: mend the table MUTANTS"]))
     chosen, copies, started = args.only or range(len(MUTANTS)), queue.Queue(), time.perf_counter()
 
-    def seed(number):
+    def try_fault(number):
         (old, new, keys), folder = MUTANTS[number], copies.get()
         (folder / "mario_ddqn.py").write_text(text.replace(old, new))
         code, test = run_tests(folder, keys)
@@ -216,16 +216,17 @@ def main():
     with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(args.jobs) as pool:
         for job in range(args.jobs):
             copies.put(folder := Path(place) / str(job))
-            shutil.copytree(REPOSITORY, folder, ignore=shutil.ignore_patterns(".*", "runs", "__pycache__"))
+            shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "runs", "__pycache__"))
         for key in sorted({key for number in chosen for key in MUTANTS[number][2]}):
             code, test = run_tests(folder, key)
             if code:
                 sys.exit(f"{FILES[key]} fails without any fault: {test}")
-        found = list(pool.map(seed, chosen))
+        found = list(pool.map(try_fault, chosen))
     if args.only and args.out.exists():
-        others = {(number, old, new) for number, (old, new, _) in enumerate(MUTANTS) if number not in chosen}
-        found += [mutant for mutant in json.loads(args.out.read_text())["mutants"]
-                  if (mutant["number"], mutant["old"], mutant["new"]) in others]
+        numbers = {(old, new): number for number, (old, new, _) in enumerate(MUTANTS) if number not in chosen}
+        for mutant in json.loads(args.out.read_text())["mutants"]:
+            if (fault := (mutant["old"], mutant["new"])) in numbers:
+                found.append({**mutant, "number": numbers[fault]})
         found.sort(key=lambda mutant: mutant["number"])
     caught = sum(mutant["caught"] for mutant in found)
     print(f"caught {caught} of {len(found)} faults in {time.perf_counter() - started:.0f} s")
