@@ -138,7 +138,7 @@ PRESETS = {
 def emulator_picture(obs):
     """The emulator's own picture, (240, 256, 4) uint8 in the order B, G, R, unused. nes-py shows it as RGB by a view
     (240, 256, 3) that reads the same memory backwards and takes many times as long to copy."""
-    if obs.strides == (1024, 4, -1):  # such a view
+    if obs.strides == (1024, 4, -1):
         return np.lib.stride_tricks.as_strided(obs[:, :, ::-1], (240, 256, 4), (1024, 4, 1))
     return cv2.cvtColor(np.ascontiguousarray(obs), cv2.COLOR_RGB2BGRA)
 
@@ -155,7 +155,7 @@ class MaxAndSkipEnv(gym.Wrapper):
             total_reward += reward
             if terminated or truncated:
                 break
-        info = {**info, "picture": self.frames[-1]}  # in colour, to watch
+        info = {**info, "picture": self.frames[-1]}  # in colour
         return np.maximum(*self.frames), total_reward, terminated, truncated, info  # (240, 256, 4) uint8
 
     def reset(self, **kwargs):
@@ -216,7 +216,7 @@ class ScaledFloatFrame(gym.ObservationWrapper):
 
 
 class TutorialReward(gym.Wrapper):
-    """The reward of version 7: Δx + Δclock − 25 for dying, clipped to ±15. Version 9 pays for more."""
+    """Version 7's reward for version 9: Δx + Δclock − 25 for dying, clipped to ±15."""
 
     def reset(self, **kwargs):
         obs, info = self.env.reset(**kwargs)
@@ -582,8 +582,7 @@ def load_tensors(path):
 
 
 def write_rows(folder, rows):
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([COLUMNS, *(row.values() for row in rows)])
+    csv.writer(text := io.StringIO(newline="")).writerows([COLUMNS, *(row.values() for row in rows)])
     write_atomically(folder / "episodes.csv", text.getvalue().encode())
 
 
@@ -681,7 +680,7 @@ def run(settings, folder, resume=False):
         states = np.stack([state for state, _ in pool.map(begin, envs, episodes)])  # (E, 4, 84, 84) float32
         write_rows(folder, rows)
         started, last_step = time.perf_counter() - seconds, settings.steps or math.inf
-        saved = time.perf_counter() if resume else -math.inf  # a new run is saved at once: from then on it can go on
+        saved = time.perf_counter() if resume else -math.inf  # a new run is saved at once: it can then go on
         while not stop and len(rows) < settings.episodes and agent.steps < last_step:
             # Now and then all is saved.
             if time.perf_counter() - saved > CHECKPOINT_SECONDS:
@@ -901,7 +900,7 @@ def watch(name, noise="none", episodes=1, seed=0, stage=None, out=None):
             end, x = play_episode(make_env(settings.stage, settings.show_jump), q_values, episode, show)
             print(f"{path}: {end} at x = {x}, return {episode.total_reward:.0f}, {len(episode.actions)} steps")
             if clip is None:
-                cv2.waitKey(2000)  # 2 s to see how it ended
+                cv2.waitKey(2000)  # 2 s to see the end
     if panels:
         write_clip(clip, panels)
         print(f"saved {clip}")
@@ -951,7 +950,7 @@ def plot_rewards(folders, out="runs/rewards.png", window=100):
 # ===== 7. Command line. In: what was typed. Out: exit code 0, or one line on what is wrong and exit code 2.
 
 def command(*words):
-    """A command of this program, to be pasted, on Windows, too: it names the Python that runs it."""
+    """A command of this program that can be pasted: it names the Python that runs it."""
     files, here = (Path(sys.executable), Path(__file__).resolve()), Path.cwd()
     files = [file.relative_to(here) if file.is_relative_to(here) else file for file in files]
     return shlex.join(str(word).replace(os.sep, "/") for word in [*files, *words])

@@ -25,7 +25,7 @@ def check(**budgets):
 def test_the_program_keeps_its_budget():
     functions = [node for node in ast.walk(ast.parse(TEXT)) if isinstance(node, ast.FunctionDef)]
     settings = len(dataclasses.fields(m.Settings))
-    check(lines=(len(TEXT.splitlines()), 1055), bytes=(len(TEXT.encode()), 58_990),
+    check(lines=(len(TEXT.splitlines()), 1054), bytes=(len(TEXT.encode()), 58_920),
           longest_function=(max(node.end_lineno - node.lineno + 1 for node in functions), 75),
           lines_over_110_characters=(sum(len(line) > 110 for line in TEXT.splitlines()), 60), settings=(settings, 28),
           other_flags=(len(m.build_parser()._actions) - 1 - settings, 8))  # -1: --help
@@ -40,6 +40,6 @@ def test_the_grid_the_pages_the_tests_and_the_tools_keep_theirs():
     tools = [path for path in tests.glob("*.py") if not path.name.startswith("test_") and path.name != "conftest.py"]
     cells = [cell for name in SCRIPTS for cell in code_cells(nbformat.read(FOLDER / name, 4))]
     check(longest_cell=(max(len(cell.source.splitlines()) for cell in cells), MAX_LINES),
-          grid=(lines_of(ROOT / "grid_qlearning.py"), 330), tests=(lines_of(*tests.glob("test_*.py")), 1977),
+          grid=(lines_of(ROOT / "grid_qlearning.py"), 330), tests=(lines_of(*tests.glob("test_*.py")), 1979),
           tools=(lines_of(*tools), 300), readme=(lines_of(ROOT / "README.md"), 220),
           readme_words=(len((ROOT / "README.md").read_text(encoding="utf-8").split()), 2200))

@@ -127,7 +127,7 @@ def test_a_new_run_takes_the_next_free_folder_and_no_other_is_touched(place, ref
     for rule, folder in ((["--double"], "tutorial-1"), (["--double"], "tutorial-2"), ([], "single-1")):
         assert m.main([*TINY, *rule, "--steps", "4"]) == 0 and (place / "runs" / folder / "last.pt").exists()
     (place / "file").write_text("x")
-    for out in ("run", "file", "file/run", "", "..", "x.png", "run/network.pt"):
+    for out in ("run", "file", "file/run", "", "..", "/proc/run", "x.png", "run/network.pt"):
         refused(["--out", out], out)
     assert m.main([*TINY, "--steps", "4", "--out", "two\nlines"]) == 0
     refused(["--out", "two\nlines"])

@@ -99,10 +99,12 @@ def test_an_evaluation_goes_into_the_runs_folder_or_into_runs_and_shows_a_bar(ti
     assert "3/3" in (bar := capsys.readouterr().err.splitlines()[-1]) and "cleared=3" in bar
     assert m.main(["--evaluate", "run", "--stage", "1-3"]) == 0
     assert m.main(["--evaluate"]) == m.main(["--evaluate", "--stage", "1-3"]) == 0
+    assert m.main(["--evaluate", "--stage", "2-1"]) == 2, "no network of that level comes with the program"
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.json")} == {
         "run/settings.json", "run/evaluation-sticky.json", "run/evaluation-1-3-none.json",
         "runs/evaluation-mario_1-1-none.json", "runs/evaluation-mario_1-3-none.json"}
     assert json.loads((tmp_path / "runs/evaluation-mario_1-1-none.json").read_text())["episodes"] == 1
+    assert '"mario_1-3.pt", "stage": "1-3"' in (tmp_path / "runs/evaluation-mario_1-3-none.json").read_text()
     assert "not a rate" in capsys.readouterr().out, "without noise all games are the same"
 
 
