@@ -27,7 +27,7 @@ DATA = ROOT / "results" / "training"
 WORLD = ROOT / "results" / "world"
 SHIPPED = ROOT / "results" / "evaluations.json"  # of the networks that come with the program
 TOGETHER = WORLD / "all-four" / "evaluations.json"  # of one network for four levels
-ASIDE = "two-cores", "all-four"  # trainings that stand in no table of seeds
+TWO_CORES = 2  # the seed whose training had both cores of the machine; the others had one each
 ALL_FOUR = "1-1,1-2,1-3,1-4"
 FLAG, TREE = ["--gamma", 0.97, "--flag-bonus", 500], ["--search", 0.5, "--practice", 0.75]
 NEEDS = {"1-2": FLAG, "1-3": ["--gamma", 0.97, *TREE], ALL_FOUR: [*FLAG, *TREE]}  # by level, beside --double
@@ -75,15 +75,14 @@ def collect(runs, stage):
     for run in sorted(runs.glob("seed-*")):
         folder = data / f"{prefix}{run.name}"
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("episodes.csv", "settings.json"):
-            shutil.copy(run / name, folder)
-        if data == WORLD:  # one file instead of four
+        shutil.copy(run / "episodes.csv", folder)
+        if data == WORLD:  # one file instead of four; the settings are those that --commands prints
             write_evaluations(folder / "evaluations.json", {stage: evaluations_of(run)})
         else:
-            for path in run.glob("evaluation-*.json"):
+            for path in [run / "settings.json", *run.glob("evaluation-*.json")]:
                 shutil.copy(path, folder)
     cleared = {name.removeprefix(prefix): evaluations["noop"]["cleared"]
-               for name, (_, evaluations) in trainings(data).items() if name.startswith(prefix)}
+               for name, (_, evaluations) in trainings(data, f"{prefix}seed-*").items()}
     nearest = min(cleared, key=lambda name: abs(cleared[name] - fmean(cleared.values())))
     print(f"{nearest} comes with the program")
     if (runs / nearest).exists():  # else it is one of before
@@ -113,18 +112,18 @@ def evaluations_of(run, prefix=""):
     return {noise: json.loads(path.read_text()) for noise, path in paths.items() if path.exists()}
 
 
-def trainings(data=DATA):
+def trainings(data=DATA, names="*"):
     """{name: (rows, {noise: evaluation})} of the trainings in that folder."""
     found = {}
-    for run in sorted(path.parent for path in data.glob("*/episodes.csv") if path.parent.name not in ASIDE):
+    for run in sorted(path.parent for path in data.glob(f"{names}/episodes.csv") if path.parent != TOGETHER.parent):
         found[run.name] = m.read_rows(run), evaluations_of(run)
     return found
 
 
-def by_seed(mark, data=DATA):
+def by_seed(mark):
     """After so many steps: the minutes, and of the last 100 games the mean return and the clears; a list by seed."""
     minutes, returns, clears = [], [], []
-    for rows, _ in trainings(data).values():
+    for rows, _ in trainings(names="seed-*").values():
         last = last_hundred(rows, mark)
         minutes.append(last[-1]["seconds"] / 60)
         returns.append(fmean(row["return"] for row in last))
@@ -132,16 +131,11 @@ def by_seed(mark, data=DATA):
     return minutes, returns, clears
 
 
-def two_cores(mark):
-    """The minutes that a training on two quiet cores took for so many steps."""
-    return last_hundred(m.read_rows(DATA / "two-cores"), mark)[-1]["seconds"] / 60
-
-
-def way_table(data=DATA):
+def way_table():
     """How far the training games of each seed came."""
     lines = ["| after | minutes | mean return of the last 100 games | cleared of them |", "| --- " * 4 + "|"]
     for mark in MARKS:
-        cells = (" · ".join(f"{value:,.0f}" for value in values) for values in by_seed(mark, data))
+        cells = (" · ".join(f"{value:,.0f}" for value in values) for values in by_seed(mark))
         lines.append(f"| {mark:,} steps | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -227,7 +221,7 @@ def main():
     if args.collect:
         collect(args.collect, args.stage)
     data, picture = (DATA, "rewards.png") if args.stage == "1-1" else (WORLD, f"{args.stage}.png")
-    drawn = [data / name for name in trainings(data) if data == DATA or args.stage in name]
+    drawn = [data / name for name in trainings(data) if name.startswith("seed-") or args.stage in name]
     m.plot_rewards([run for run in drawn if run.name != "default-1-2"], data / picture)  # longer-1-2 begins with it
     print(way_table() if data == DATA else "", rates_table(data), sep="\n\n")
     if args.collect:
