@@ -51,7 +51,7 @@ def sentence(found):
     first = {run["run"]: run["networks"][-1] for run in found}
     said = [f"{last['minutes']:.0f} minutes ({last['steps']:,} steps) on {name}" if last["cleared"] >= ENOUGH else
             f"not reached on {name}" for name, last in first.items()]
-    return (f"First saved network to clear {ENOUGH} of {GAMES} games after idle starts, one training each: "
+    return (f"First saved network to clear {ENOUGH} of {GAMES} games after idle starts: "
             f"{'; '.join(said)}.")
 
 
