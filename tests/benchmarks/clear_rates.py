@@ -30,7 +30,8 @@ TOGETHER = WORLD / "all-four" / "evaluations.json"  # of one network for four le
 TWO_CORES = 2  # the seed whose training had both cores of the machine; the others had one each
 ALL_FOUR = "1-1,1-2,1-3,1-4"
 FLAG, TREE = ["--gamma", 0.97, "--flag-bonus", 500], ["--search", 0.5, "--practice", 0.75]
-NEEDS = {"1-2": FLAG, "1-3": ["--gamma", 0.97, *TREE], ALL_FOUR: [*FLAG, *TREE]}  # by level, beside --double
+# By level, beside --double:
+NEEDS = {"1-2": FLAG, "1-3": ["--gamma", 0.97, *TREE, "--steps", 600_000], ALL_FOUR: [*FLAG, *TREE]}
 MARKS = (25_000, 50_000, 100_000, 200_000, m.Settings.steps)
 MEANINGS = {"none": "nothing: one game", "noop": "0 to 30 idle steps first, as in training: at most 31 different games",
             "epsilon": "a random action instead, with probability 0.05",
