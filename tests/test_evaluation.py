@@ -97,9 +97,8 @@ def test_an_evaluation_goes_into_the_runs_folder_or_into_runs_and_shows_a_bar(ti
     toy.clear_at = 0
     assert m.main(["--evaluate", shutil.copytree(tiny, "run"), "--noise", "sticky", "--episodes", "3"]) == 0
     assert "3/3" in (bar := capsys.readouterr().err.splitlines()[-1]) and "cleared=3" in bar
-    assert m.main(["--evaluate", "run", "--stage", "1-3"]) == 0
-    assert m.main(["--evaluate"]) == m.main(["--evaluate", "--stage", "1-3"]) == 0
-    assert m.main(["--evaluate", "--stage", "2-1"]) == 2, "no network of that level comes with the program"
+    for flags, code in ("run --stage 1-3", 0), ("", 0), ("--stage 1-3", 0), ("--stage 2-1", 2):  # 2-1: no such network
+        assert m.main(["--evaluate", *flags.split()]) == code
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.json")} == {
         "run/settings.json", "run/evaluation-sticky.json", "run/evaluation-1-3-none.json",
         "runs/evaluation-mario_1-1-none.json", "runs/evaluation-mario_1-3-none.json"}
@@ -119,8 +118,7 @@ def test_the_settings_decide_which_game_is_trained_evaluated_and_watched(tmp_pat
 
 
 def test_a_game_is_shown_as_it_is_when_the_network_chooses_and_at_its_end(toy):
-    seen = []
-    episode = m.Episode(np.random.default_rng(0))
+    seen, episode = [], m.Episode(np.random.default_rng(0))
     m.play_episode(toy(), always(4), episode, lambda picture, state, values, episode: seen.append(
         (int(picture[0, 0, 0]), int(values.argmax()), len(episode.actions), episode.cleared)))
     assert seen == [(40 + 9 * step, 4, step + 1, False) for step in range(7)] + [(103, 4, 7, True)]

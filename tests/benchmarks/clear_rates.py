@@ -37,7 +37,7 @@ MEANINGS = {"none": "nothing: one game", "noop": "0 to 30 idle steps first, as i
             "epsilon": "a random action instead, with probability 0.05",
             "sticky": "the last action again, with probability 0.25"}
 NOISE_WORDS = {"noop": "after 0 to 30 idle steps", "epsilon": "with 5 % random actions",
-          "sticky": "with actions repeated at random"}
+               "sticky": "with actions repeated at random"}
 
 
 def commands(runs, seeds, stage):
@@ -105,8 +105,8 @@ def make_clip(stage):
 
 
 def evaluations_of(run, prefix=""):
-    """{noise: evaluation} of a run's folder, or of one below results/world, which has them in one file; `prefix`: the
-    level's, of a run of several levels."""
+    """{noise: evaluation} of a run's folder, also where one file holds them all; `prefix`: the level's, of a run of
+    several levels."""
     if (together := run / "evaluations.json").exists():
         return next(iter(read_evaluations(together).values()))
     paths = {noise: run / f"evaluation-{prefix}{noise}.json" for noise in m.NOISES}
@@ -114,7 +114,7 @@ def evaluations_of(run, prefix=""):
 
 
 def trainings(data=DATA, names="*"):
-    """{name: (rows, {noise: evaluation})} of the trainings in that folder."""
+    """{name: (rows, {noise: evaluation})} of the trainings in that folder whose names fit the pattern."""
     found = {}
     for run in sorted(path.parent for path in data.glob(f"{names}/episodes.csv") if path.parent != TOGETHER.parent):
         found[run.name] = m.read_rows(run), evaluations_of(run)
@@ -221,10 +221,11 @@ def main():
         return m.plot_rewards([TOGETHER.parent], WORLD / "all-four.png")
     if args.collect:
         collect(args.collect, args.stage)
-    data, picture = (DATA, "rewards.png") if args.stage == "1-1" else (WORLD, f"{args.stage}.png")
-    drawn = [data / name for name in trainings(data) if name.startswith("seed-") or args.stage in name]
-    m.plot_rewards([run for run in drawn if run.name != "default-1-2"], data / picture)  # longer-1-2 begins with it
-    print(way_table() if data == DATA else "", rates_table(data), sep="\n\n")
+    first = args.stage == "1-1"
+    data, names, picture = (DATA, "seed-*", "rewards") if first else (WORLD, f"*{args.stage}*", args.stage)
+    drawn = [data / name for name in trainings(data, names) if name != "default-1-2"]  # longer-1-2 begins with it
+    m.plot_rewards(drawn, data / f"{picture}.png")
+    print(way_table() if first else "", rates_table(data), sep="\n\n")
     if args.collect:
         make_clip(args.stage)  # last: the notebooks' module changes how figures look
 

@@ -4,7 +4,7 @@
     python tests/benchmarks/minutes.py --judge RUN ...    afterwards: plays with them, oldest first, until one clears 90
 
 A training saves its network every 10 minutes. A network that has lost 11 games plays no further ones. `--judge` adds
-the runs to results/training/minutes.json; a run's name says what it ran on (one-core, two-cores).
+the runs to results/training/minutes.json; a run's name says what it was and ran on: "one-core-(seed-3)".
 """
 import argparse
 import json
@@ -51,8 +51,7 @@ def sentence(found):
     first = {run["run"]: run["networks"][-1] for run in found}
     said = [f"{last['minutes']:.0f} minutes ({last['steps']:,} steps) on {name}" if last["cleared"] >= ENOUGH else
             f"not reached on {name}" for name, last in first.items()]
-    return (f"First saved network to clear {ENOUGH} of {GAMES} games after idle starts: "
-            f"{'; '.join(said)}.")
+    return f"First saved network to clear {ENOUGH} of {GAMES} games after idle starts: {'; '.join(said)}."
 
 
 def main():
