@@ -88,12 +88,12 @@ class Settings:
     learn_start: int = setting(2_000, "transitions in memory before the first update", 1, 10**8)
     priority: float = setting(0.5, "exponent of prioritised replay; 0: all transitions alike", 0, 1)
     reward_scale: float = setting(0.00667, "factor on the reward before it is learnt from", 1e-6, 1e3)
-    flag_bonus: float = setting(50.0, "points for the flag, which the game pays none for", 0, 1000)
+    flag_bonus: float = setting(50.0, "points for the flag; the game pays none", 0, 1000)
     eps_decay: float = setting(0.9995, "factor on ε per update, from 1 on", 0, 1)
     eps_min: float = setting(0.02, "last ε", 0, 1)
     train_noise: str = setting("noop", "noise in the training games, as --noise", choices=NOISES)
     practice: float = setting(0.25, "share of training games that begin within the last cleared one", 0, 1)
-    search: float = setting(0.0, "the same before the first clear: late in the furthest, at random from there", 0, 1)
+    search: float = setting(0.0, "share that begin late in the furthest game, before the first clear", 0, 1)
     patience: int = setting(150, "steps without progress that end a training game", 1, 10**6)
     episodes: int = setting(10_000, "stop after so many episodes; practice does not count", 1, 10**6)
     steps: int = setting(400_000, "stop after so many environment steps; 0: no limit", 0, 10**9)
@@ -136,8 +136,8 @@ PRESETS = {
 # ===== 2. Environment. In: a stage, an action (0 to 4). Out: a state (4, 84, 84) float32 in [0, 1], a reward.
 
 def emulator_picture(obs):
-    """The emulator's own picture, (240, 256, 4) uint8 in the order B, G, R, unused. nes-py shows it as RGB by a view
-    (240, 256, 3) that reads the same memory backwards and takes many times as long to copy."""
+    """The emulator's own picture, (240, 256, 4) uint8 in the order B, G, R, unused. nes-py hands out
+    a view of it as RGB, (240, 256, 3), which runs backwards through the memory and is slow to copy."""
     if obs.strides == (1024, 4, -1):
         return np.lib.stride_tricks.as_strided(obs[:, :, ::-1], (240, 256, 4), (1024, 4, 1))
     return cv2.cvtColor(np.ascontiguousarray(obs), cv2.COLOR_RGB2BGRA)
@@ -268,7 +268,7 @@ class Episode:
 
     def __init__(self, rng, noise="none"):
         self.rng, self.noise = rng, noise
-        # All actions that reached the game; `begin` plays those that are here before it starts.
+        # All actions that reached the game; `begin` plays those that are in it at the start.
         self.actions = [0] * int(rng.integers(31)) if noise == "noop" else []
         self.practice = False  # it begins within another game
         self.total_reward, self.furthest_x, self.standing, self.cleared = 0.0, 0, 0, False
@@ -530,7 +530,7 @@ class DQNAgent:
 
 # ===== 5. Training loop. In: the settings. Out: a folder with settings, a CSV row per game, checkpoints, a plot.
 
-FORMAT = 2  # of last.pt and network.pt: one more with every change that older files do not fit
+FORMAT = 2  # of last.pt and network.pt; raised when older files no longer fit
 COLUMNS = {"episode": int, "stage": str, "env_steps": int, "seconds": float, "return": float, "length": int,
            "furthest_x": int, "cleared": int, "epsilon": float, "mean_q": float, "loss": float}
 CHECKPOINT_SECONDS = 600
@@ -565,7 +565,7 @@ def reading(path):
     try:
         yield
     except Exception as error:
-        raise UserError(f"{path}: unreadable or of another version: {error!s:.80}") from error
+        raise UserError(f"{path}: unreadable or of another version: {error!r:.80}") from error
 
 
 def load_tensors(path):
@@ -680,12 +680,12 @@ def run(settings, folder, resume=False):
         states = np.stack([state for state, _ in pool.map(begin, envs, episodes)])  # (E, 4, 84, 84) float32
         write_rows(folder, rows)
         started, last_step = time.perf_counter() - seconds, settings.steps or math.inf
-        saved = time.perf_counter() if resume else -math.inf  # a new run is saved at once: it can then go on
+        saved = seconds if resume else -math.inf  # a new run is saved at once
         while not stop and len(rows) < settings.episodes and agent.steps < last_step:
-            # Now and then all is saved.
-            if time.perf_counter() - saved > CHECKPOINT_SECONDS:
-                save(folder, agent, [*episodes, *kept.values()], rows, time.perf_counter() - started)
-                saved = time.perf_counter()
+            seconds = time.perf_counter() - started
+            if seconds - saved > CHECKPOINT_SECONDS:
+                save(folder, agent, [*episodes, *kept.values()], rows, seconds)
+                saved = seconds
             # 1. Every game takes one step, in other threads.
             actions = [episode.apply_noise(action)
                        for episode, action in zip(episodes, agent.act(states), strict=True)]
@@ -703,7 +703,6 @@ def run(settings, folder, resume=False):
                 agent.steps += 1
                 if terminated or truncated:
                     if not episodes[e].practice:
-                        seconds = time.perf_counter() - started
                         rows.append(make_row(len(rows) + 1, stages[e], seconds, agent, episodes[e]))
                         write_rows(folder, rows)
                     game, before = episodes[e], kept[stages[e]]
@@ -716,15 +715,14 @@ def run(settings, folder, resume=False):
                     bar.set_postfix_str(f"return {mean:.0f}, cleared {rate:.0%}, ε {agent.epsilon:.2f}", refresh=False)
             bar.update(len(envs))
         save(folder, agent, [*episodes, *kept.values()], rows, time.perf_counter() - started)
-    for env in envs:
-        env.close()
     if rows:
         plot_rewards([folder], folder / "rewards.png")
-    print(f"stopped, it goes on with {command('--resume', folder)}" if stop else f"finished: {len(rows)} episodes",
+    finished = len(rows) >= settings.episodes or agent.steps >= last_step
+    print(f"finished: {len(rows)} episodes" if finished else f"stopped, it goes on with {command('--resume', folder)}",
           f"\nclear rate: {command('--evaluate', folder, '--noise', 'noop')}\n"
           f"watch it:   {command('--watch', folder)}")
-    if stop:
-        raise KeyboardInterrupt(stop[0])  # the exit code says what stopped it
+    if not finished:
+        raise KeyboardInterrupt(stop[0])  # the exit code names the signal
     return rows
 
 
@@ -800,7 +798,7 @@ def evaluate(name, noise="none", episodes=100, seed=0, stage=None, out=None):
     episodes = 1 if noise == "none" else episodes
     path, q_values, settings = load_network(name, stage)
     folder, stem = (path.parent, "") if path.name == "network.pt" else (Path("runs"), path.stem + "-")
-    stem += f"{stage}-" if name and stage else ""  # a network that comes with the program is named so
+    stem += f"{stage}-" if name and stage else ""  # a shipped network is named so
     out = checked_out(folder / f"evaluation-{stem}{noise}.json" if out is None else out, ".json")
     results = play(q_values, settings, episodes, noise, seed)
     lost = sorted((end, x) for end, x, _ in results if end != "cleared")
@@ -808,12 +806,12 @@ def evaluate(name, noise="none", episodes=100, seed=0, stage=None, out=None):
     low, high = wilson(cleared, episodes)
     summary = {"network": path.name, "stage": settings.stage, "noise": noise, "seed": seed, "episodes": episodes,
                "cleared": cleared, "wilson_95": [low, high], "lost": lost}
-    write_atomically(out, (json.dumps(summary) + "\n").encode())
     print(f"{path}: cleared {settings.stage} in {cleared} of {episodes} games with --noise {noise} " + (
         "(all such games are the same: not a rate)" if noise == "none"
         else f"(95 % interval of the rate: {low:.0%} to {high:.0%})"))
     for (end, x), times in Counter((end, x // 50 * 50) for end, x in lost).most_common(8):
         print(f"{times:6d} × {end} at x = {x} to {x + 49}")
+    write_atomically(out, (json.dumps(summary) + "\n").encode())
     print(f"saved {out}")
 
 
@@ -879,7 +877,7 @@ def open_window(title="Mario: space pauses, s steps, 1 to 4 set the speed, q qui
 def watch(name, noise="none", episodes=1, seed=0, stage=None, out=None):
     """Greedy play in a window, a picture per step, about 15 a second; or as a GIF."""
     Settings(episodes=episodes, seed=seed, train_noise=noise)  # checks all three
-    if out is None and sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+    if out is None and sys.platform == "linux" and not os.environ.get("DISPLAY"):
         raise UserError("--watch: there is no display here; add --out clip.gif to write a file instead")
     path, q_values, settings = load_network(name, stage)
     clip = None if out is None else checked_out(out, ".gif")
@@ -899,8 +897,8 @@ def watch(name, noise="none", episodes=1, seed=0, stage=None, out=None):
             episode = Episode(np.random.default_rng([seed, number]), noise)
             end, x = play_episode(make_env(settings.stage, settings.show_jump), q_values, episode, show)
             print(f"{path}: {end} at x = {x}, return {episode.total_reward:.0f}, {len(episode.actions)} steps")
-            if clip is None:
-                cv2.waitKey(2000)  # 2 s to see the end
+            if clip is None and chr(cv2.waitKey(2000) & 255) in "q\x1b":  # 2 s to see the end
+                break
     if panels:
         write_clip(clip, panels)
         print(f"saved {clip}")
@@ -933,7 +931,7 @@ def plot_rewards(folders, out="runs/rewards.png", window=100):
     for k, ((name, rows), colour) in enumerate(zip(curves, COLOURS * len(curves), strict=False)):
         steps, returns, cleared = (np.array([row[key] for row in rows]) for key in ("env_steps", "return", "cleared"))
         mean = [returns[max(0, i - window):i].mean() for i in range(1, len(rows) + 1)]
-        axes.plot(steps, mean, color=colour, linewidth=2, label=f"{name} ({cleared.sum()} clears)")
+        axes.plot(steps, mean, color=colour, linewidth=2, label=f"{name} ({cleared.sum()} clears)".replace("$", r"\$"))
         if len(curves) == 1:
             axes.plot(steps, returns, ".", color=colour, alpha=0.3, markersize=3)
         axes.plot(steps[cleared > 0], np.full(cleared.sum(), -150 * (k + 1)), "|", color=colour)
@@ -959,7 +957,7 @@ def command(*words):
 def checked_out(name, *endings):
     """The path of a file to be written; its folder is made. UserError: it cannot be meant for this."""
     path = Path(name)
-    if path.suffix not in endings or path.name == "settings.json" or path.is_dir():
+    if path.suffix not in endings or path.name.lower() == "settings.json" or path.is_dir():
         raise UserError(f"--out: {path} is not a file of its own that ends in {' or '.join(endings)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
@@ -992,7 +990,7 @@ FLAGS = {  # what may be typed beside the mode
 
 
 def build_parser():
-    """A flag for each field of Settings, which checks the values itself, and the modes."""
+    """The modes' flags and one for each field of Settings, which checks values."""
     parser = argparse.ArgumentParser(prog="mario_ddqn.py", usage=argparse.SUPPRESS, allow_abbrev=False,
                                      argument_default=argparse.SUPPRESS, description=__doc__.partition("\n")[0])
     what = parser.add_argument_group("what to do (without any of these: train)")
@@ -1036,8 +1034,10 @@ def main(argv=None):
         message = f"{error.lock_file}: another program is training this run"
     except OSError as error:
         message = f"{error.filename or 'writing failed'}: {error.strerror}"
-    except MemoryError:
-        message = "not enough memory: a smaller --memory or fewer --envs need less"
+    except (MemoryError, RuntimeError) as error:  # PyTorch has no MemoryError
+        if "memory" not in repr(error).lower():
+            raise
+        message = "not enough memory: a smaller --memory or --batch or fewer --envs need less"
     except KeyboardInterrupt as stopped:  # a training that was asked to stop has saved all and names the signal
         if stopped.args:
             return 128 + stopped.args[0]

@@ -168,7 +168,10 @@ def main(argv=None):
     parser.add_argument("what", choices=("sync", "run", "clean", "check"))
     parser.add_argument("names", nargs="*", metavar="NAME", default=[""])
     args, found = parser.parse_args(argv), []
-    for name in [name for name in SCRIPTS if name.startswith(tuple(args.names))]:
+    names = [name for name in SCRIPTS if name.startswith(tuple(args.names))]
+    if not names:
+        parser.error(f"no notebook begins with {' or '.join(args.names)}")
+    for name in names:
         path, script_path = FOLDER / name, ROOT / SCRIPTS[name]
         try:
             notebook = nbformat.read(path, 4)

@@ -76,14 +76,20 @@ BLOCKS = {"settings": settings, "numbers": numbers, "grid": lambda _: grid(),
 
 def main(check):
     """Every block between its marks (<!-- name: ... --> and <!-- end -->) is made anew, or compared."""
+    made = set()  # the blocks that were found
+
+    def make(match):
+        made.add(match[2])
+        return f"{match[1]}\n{BLOCKS[match[2]](match[3].strip())}\n\n{match[4]}"
     for path in (ROOT / "README.md", RESULTS / "README.md"):
         old = path.read_text(encoding="utf-8")
-        new = re.sub(r"(<!-- ([a-z]+): [^>]*-->\n)(.*?)(<!-- end -->)",
-                     lambda match: f"{match[1]}\n{BLOCKS[match[2]](match[3].strip())}\n\n{match[4]}", old, flags=re.S)
+        new = re.sub(r"(<!-- ([a-z]+): [^>]*-->\n)(.*?)(<!-- end -->)", make, old, flags=re.S)
         if check and new != old:
             return f"{path.relative_to(ROOT)} is not up to date: python tests/readme.py"
         if not check:
             path.write_text(new, encoding="utf-8")
+    if made != set(BLOCKS):
+        return f"no marks for: {', '.join(sorted(set(BLOCKS) - made))}"
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def refused(place, capsys):
     "--gamma 0.9 --resume run", "--out new --resume run", "--steps 5 --watch run", "--seed 1 --plot run",
     "--noise noop --plot run", "--resume run --evaluate run", "--stage 1-1,1-2 --evaluate run",
     # numbers of the other modes
-    "--episodes 0 --evaluate run --noise noop", "--seed -1 --evaluate run --noise noop", "--seed -1 --evaluate run",
+    "--episodes 0 --evaluate run --noise noop", "--seed -1 --evaluate run",
     f"--episodes {10**30} --watch run --out x.gif", f"--steps {10**30} --resume run", "--steps=-1 --resume run"])
 def test_what_cannot_be_meant_is_refused(argv, refused):
     words = argv.split()
@@ -125,7 +125,7 @@ def test_the_help_names_every_setting_and_its_default_also_without_unicode(tmp_p
 
 def test_a_new_run_takes_the_next_free_folder_and_no_other_is_touched(place, refused):
     for rule, folder in ((["--double"], "tutorial-1"), (["--double"], "tutorial-2"), ([], "single-1")):
-        assert m.main([*TINY, *rule, "--steps", "4"]) == 0 and (place / "runs" / folder / "last.pt").exists()
+        assert m.main([*TINY, *rule, "--steps", "4"]) == 0 and (place / "runs" / folder / "episodes.csv").exists()
     (place / "file").write_text("x")
     for out in ("run", "file", "file/run", "", "..", "/proc/run", "x.png", "run/network.pt"):
         refused(["--out", out], out)
@@ -137,17 +137,20 @@ def test_a_new_run_takes_the_next_free_folder_and_no_other_is_touched(place, ref
 def test_no_file_of_a_run_is_overwritten(mode, own, refused, place):
     (place / "folder.json").mkdir()
     for out in {"run/network.pt", "run/last.pt", "run/settings.json", "run/episodes.csv", "run/lock", "", "..", "run",
-                "x", "x.txt", ".json", "x.json", "x.png", "x.gif", "folder.json"} - {own}:
+                "x", "x.txt", ".json", "x.json", "x.png", "x.gif", "folder.json", "run/SETTINGS.json"} - {own}:
         refused([mode, "run", "--out", out], "--out")
 
 
 def test_what_this_machine_lacks_is_said(refused, monkeypatch):
     monkeypatch.setattr(sys, "platform", "linux")
-    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.setenv("WAYLAND_DISPLAY", "wayland-0")  # opencv-python opens windows on X11 only
     refused(["--watch", "run"], "display", "--out")
-    monkeypatch.setattr(m, "ReplayMemory", mock.Mock(side_effect=MemoryError))
-    refused(["--memory", 10**8], "not enough memory", "--memory")
+    for error in (MemoryError, RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        monkeypatch.setattr(m, "ReplayMemory", mock.Mock(side_effect=error))
+        refused(["--memory", 10**8], "not enough memory", "--memory")
+    monkeypatch.setattr(m, "ReplayMemory", mock.Mock(side_effect=RuntimeError("a fault of the program")))
+    pytest.raises(RuntimeError, m.main, [])
 
 
 def test_printed_commands_name_the_interpreter(tmp_path, monkeypatch):

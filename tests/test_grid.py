@@ -37,9 +37,8 @@ def test_every_move_goes_where_its_arrow_points_and_stays_at_the_edge():
     assert (Grid.start, Grid.end) == (6, 2) and sorted(gq.ARROWS) == sorted(MOVES)
     for state, action in np.ndindex(9, 8):
         right, up = state % 3, 2 - state // 3  # column from the left, row from the bottom
-        new_right, new_up = right + MOVES[gq.ARROWS[action]][0], up + MOVES[gq.ARROWS[action]][1]
-        if new_right not in (0, 1, 2) or new_up not in (0, 1, 2):
-            new_right, new_up = right, up
+        there = right + MOVES[gq.ARROWS[action]][0], up + MOVES[gq.ARROWS[action]][1]
+        new_right, new_up = there if {*there} <= {0, 1, 2} else (right, up)
         at_end = (new_right, new_up) == (2, 2)
         assert Grid().step(state, action) == (3 * (2 - new_up) + new_right, 0 if at_end else -1, at_end)
 
@@ -132,13 +131,16 @@ def test_q_target_is_refreshed_exactly_every_copy_steps_steps():
 
 # ===== Acting and training
 @every_learner
-def test_act_and_best_policy_pick_the_best_action_and_act_draws_among_ties(learner):
+def test_act_and_best_policy_pick_the_best_action_and_act_draws_among_ties_and_explores(learner):
     agent, best = learner(rng(), epsilon=0.0), [3, 1, 4, 1, 5, 2, 6, 5, 0]
     agent.q_table[range(9), best] = 1
     assert [agent.act(state) for state in range(9)] == agent.best_policy().tolist() == best
     agent.q_table[CORNER, [3, 6]] = 1
     picks = np.bincount([agent.act(CORNER) for _ in range(3000)], minlength=8)
     assert np.flatnonzero(picks).tolist() == [0, 3, 6] and picks[[0, 3, 6]].min() > 850
+    agent.epsilon = 0.4
+    share = np.bincount([agent.act(CENTRE) for _ in range(8000)], minlength=8) / 8000
+    assert share == pytest.approx(np.full(8, 0.4 / 8) + 0.6 * np.eye(8)[5], abs=0.02)
 
 
 def test_van_hasselts_learner_acts_on_the_mean_of_both_tables():
@@ -146,13 +148,6 @@ def test_van_hasselts_learner_acts_on_the_mean_of_both_tables():
     agent.q_table[CORNER], agent.q_other[CORNER] = -8, -8
     agent.q_table[CORNER, [1, 3]], agent.q_other[CORNER, [2, 3]] = (-1, -2), (-1, -2)
     assert agent.act(CORNER) == 3 == agent.best_policy()[CORNER] and agent.action_values(CORNER)[3] == -2
-
-
-def test_epsilon_is_the_share_of_random_moves():
-    agent = Agent(rng(), epsilon=0.4)
-    agent.q_table[CORNER, 5] = 1
-    share = np.bincount([agent.act(CORNER) for _ in range(8000)], minlength=8) / 8000
-    assert share == pytest.approx(np.full(8, 0.4 / 8) + 0.6 * np.eye(8)[5], abs=0.02)
 
 
 def test_agents_refuse_settings_out_of_range():

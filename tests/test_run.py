@@ -177,6 +177,7 @@ def test_what_was_played_is_remembered_and_stands_in_the_table(noise, small, tmp
             rows += [(points, length, info["x_pos"], info["flag_get"])] * over
         slips += sum(step[0] != actions[env] for step, actions in zip(steps, chosen, strict=True))
     table = [tuple(row[name] for name in ("return", "length", "furthest_x", "cleared")) for row in m.read_rows(run)]
+    assert m.main(["--resume", str(run)]) == 2, "it has all the episodes that it was to have"
     assert sorted(table) == sorted(rows) and 20 <= len(rows) <= 21 and {0, 1} == {row[3] for row in rows} and slips > 3
 
 
@@ -268,19 +269,21 @@ def test_the_bar_of_a_long_run_fits_into_80_columns(small, tmp_path, monkeypatch
     monkeypatch.setattr(small, "step", lambda *args: (lambda state, _, *rest: (state, -2123.0, *rest))(*step(*args)))
     small.death_at = 3
     train(tmp_path / "run", *ALONE, "--envs", "2", "--steps", "330")
-    (bar,) = bars
-    assert bar.n == bar.total == 330
-    text = bar.format_meter(**{**bar.format_dict, "n": 390_123, "total": 400_000, "elapsed": 4000.0})
+    call("--resume", tmp_path / "run", "--steps", "340")
+    assert [(bar.n, bar.total) for bar in bars] == [(330, 330), (340, 340)]
+    text = bars[0].format_meter(**{**bars[0].format_dict, "n": 390_123, "total": 400_000, "elapsed": 4000.0})
     assert len(text) <= 80 and all(word in text for word in ("390k/400k", "1:06:40<", "step/s", "cleared 0%", "ε 1.00"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_command_that_a_stopped_run_prints_continues_it(number, small, tmp_path, capsys):
+def test_the_command_that_a_stopped_run_prints_continues_it(number, small, tmp_path, monkeypatch, capsys):
     handler = signal.getsignal(number)
     train(tmp_path / "a run", at=50, stop=number)
     assert signal.getsignal(number) == handler
     python, program, *argv = shlex.split(re.search(r"\S+ \S+ --resume .*", capsys.readouterr().out)[0])
     assert os.path.samefile(python, sys.executable) and os.path.samefile(program, m.__file__)
+    save = m.save  # a Ctrl-C while the end is saved comes too late to stop the run
+    monkeypatch.setattr(m, "save", lambda *args: save(*args) or args[1].steps == 300 and signal.raise_signal(number))
     assert m.main(argv) == 0 and checkpoint(tmp_path / "a run")["steps"] == 300
     ends_in_one_line(capsys, tmp_path / "a run", "finished", "--steps", steps=300)
     # Limits that were moved hold for the next command, too.

@@ -77,8 +77,7 @@ def throw(strategy, inputs, prepare):
 
 def fuzz(inputs):
     """Half are command lines, half damaged files in the working directory. Returns their counts and the failures."""
-    ended = ("died", 40, mock.Mock(total_reward=0.0, furthest_x=40))
-    parts = {"make_env": lambda *_: Toy(), "DQNSolver": small_network, "play": lambda *_: [ended],
+    parts = {"make_env": lambda *_: Toy(), "DQNSolver": small_network, "play": lambda *_: [("died", 40, None)],
              "play_episode": mock.Mock(side_effect=KeyboardInterrupt), "open_window": mock.Mock(),
              "write_clip": mock.Mock()}
 

@@ -9,7 +9,6 @@ twice; episodes.csv (without the time column) and the final weights are bit for 
 --cost RUN also measures how long it takes to write that run's checkpoint.
 """
 import argparse
-import csv
 import itertools
 import json
 import random
@@ -20,9 +19,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT)]
-import mario_ddqn as m  # noqa: E402
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+from conftest import ROOT, csv_of, m  # noqa: E402
 
 STEPS = 700
 FLAGS = ["--double", "hasselt", "--envs", "2", "--steps", STEPS, "--learn-start", "40", "--memory", "1000", "--batch",
@@ -34,11 +32,6 @@ PROGRAM = f"import sys; sys.path[:0] = [{str(ROOT)!r}]; import mario_ddqn as m; 
 def start(*flags):
     return subprocess.Popen([sys.executable, "-c", PROGRAM, *map(str, flags)], stdout=subprocess.DEVNULL,
                             stderr=subprocess.PIPE)
-
-
-def rows_of(run):
-    with open(run / "episodes.csv", newline="") as file:
-        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
 
 
 def wait_for_checkpoint(run, process):
@@ -71,16 +64,16 @@ def trial(number, seed, whole, seconds):
         seen["killed_at"].append(checkpoint["steps"])
         count = checkpoint["rows"]
         seen["lost"] += sum(row != other for row, other in
-                            itertools.zip_longest(rows_of(run)[:count], rows_of(whole)[:count]))
+                            itertools.zip_longest(csv_of(run)[:count], csv_of(whole)[:count]))
         flags, left = ["--resume", run], 1 - checkpoint["steps"] / STEPS
     process = start(*flags)
     error = process.communicate()[1].decode()
     seen["exit_code"] = process.returncode
     if process.returncode and checkpoint["steps"] < STEPS:  # a finished run is not resumed
         return {**seen, "error": error[-300:]}
-    rows = rows_of(run)
+    rows = csv_of(run)
     seen["duplicated"] = len(rows) - len({row["episode"] for row in rows})
-    seen["same_rows"] = rows == rows_of(whole)
+    seen["same_rows"] = rows == csv_of(whole)
     ends = [m.load_tensors(folder / "last.pt") for folder in (run, whole)]
     seen["same_weights"] = all(m.torch.equal(ends[0][net][name], ends[1][net][name])
                                for net in ("local_net", "target_net") for name in ends[0][net])
@@ -116,7 +109,7 @@ def main():
         playing = time.perf_counter()
         process.communicate()
         seconds = 0.9 * (time.perf_counter() - playing)
-        print(f"the unbroken run: {len(rows_of(whole))} episodes; kills within {seconds:.0f} s of play", flush=True)
+        print(f"the unbroken run: {len(csv_of(whole))} episodes; kills within {seconds:.0f} s of play", flush=True)
         with ThreadPoolExecutor(args.workers) as pool:
             trials = list(pool.map(lambda number: trial(number, args.seed, whole, seconds), range(args.kills // 2)))
     summary = {"kills": sum(len(seen["killed_at"]) + seen["unreadable"] - seen["after_the_end"] for seen in trials),

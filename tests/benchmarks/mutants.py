@@ -136,7 +136,7 @@ MUTANTS = [  # what stands in the program, what is put in its place, the files t
     ("truncated = truncated or episodes[e].standing >= settings.patience", "pass", "R"),
     ('settings.flag_bonus if info["flag_get"]', "settings.flag_bonus if terminated", "R"),
     ("agent.remember(states[e],", "agent.remember(states[0],", "R"),
-    ("time.perf_counter() - saved > CHECKPOINT_SECONDS", "False", "R"),
+    ("seconds - saved > CHECKPOINT_SECONDS", "False", "R"),
     ("while not stop and", "while", "R"),
     ("agent.steps < last_step", "agent.steps <= last_step", "R"),
     ("raise KeyboardInterrupt(stop[0])", "raise KeyboardInterrupt", "R"),
