@@ -244,8 +244,8 @@ def test_two_hundred_random_inputs_end_without_a_traceback(tmp_path, monkeypatch
 
 
 def test_ctrl_c_during_the_imports_ends_without_a_traceback(tmp_path):
-    """A module that takes a minute stands in for the slow ones."""
-    (tmp_path / "cv2.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    """A module that takes 50 s stands in for the slow ones. (Python misses a signal just before a long sleep.)"""
+    (tmp_path / "cv2.py").write_text("import time\nprint('importing', flush=True)\nfor _ in range(99): time.sleep(0.5)")
     process = subprocess.Popen([sys.executable, m.__file__], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                env={**os.environ, "PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
     assert process.stdout.readline() == b"importing\n"
