@@ -679,9 +679,9 @@ def run(settings, folder, resume=False):
                bar_format="{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]") as bar):
         states = np.stack([state for state, _ in pool.map(begin, envs, episodes)])  # (E, 4, 84, 84) float32
         write_rows(folder, rows)
-        started, last_step = time.perf_counter() - seconds, settings.steps or math.inf
+        started, finished = time.perf_counter() - seconds, False
         saved = seconds if resume else -math.inf  # a new run is saved at once
-        while not stop and len(rows) < settings.episodes and agent.steps < last_step:
+        while not (stop or finished):
             seconds = time.perf_counter() - started
             if seconds - saved > CHECKPOINT_SECONDS:
                 save(folder, agent, [*episodes, *kept.values()], rows, seconds)
@@ -714,10 +714,10 @@ def run(settings, folder, resume=False):
                     mean, rate = np.mean([(row["return"], row["cleared"]) for row in rows[-100:]], axis=0)
                     bar.set_postfix_str(f"return {mean:.0f}, cleared {rate:.0%}, ε {agent.epsilon:.2f}", refresh=False)
             bar.update(len(envs))
+            finished = len(rows) >= settings.episodes or agent.steps >= (settings.steps or math.inf)
         save(folder, agent, [*episodes, *kept.values()], rows, time.perf_counter() - started)
     if rows:
         plot_rewards([folder], folder / "rewards.png")
-    finished = len(rows) >= settings.episodes or agent.steps >= last_step
     print(f"finished: {len(rows)} episodes" if finished else f"stopped, it goes on with {command('--resume', folder)}",
           f"\nclear rate: {command('--evaluate', folder, '--noise', 'noop')}\n"
           f"watch it:   {command('--watch', folder)}")
