@@ -216,7 +216,7 @@ class ScaledFloatFrame(gym.ObservationWrapper):
 
 
 class TutorialReward(gym.Wrapper):
-    """Version 7's reward for version 9: Δx + Δclock − 25 for dying, clipped to ±15."""
+    """Version 7's reward, for version 9 only: Δx + Δclock − 25 for dying, clipped to ±15."""
 
     def reset(self, **kwargs):
         obs, info = self.env.reset(**kwargs)
@@ -239,7 +239,7 @@ def make_game(stage):
     return TutorialReward(gym.make(f"SuperMarioBros-{stage}-v0", disable_env_checker=True))
 
 
-def make_env(stage="1-1", show_jump=False):
+def make_env(stage="1-1", show_jump=True):
     """The game as the agent sees it: states (4, 84, 84) float32 in [0, 1], five actions (RIGHT_ONLY). The reward
     of a frame is Δx + Δclock − 25 for dying, clipped to ±15; a step adds up four frames."""
     env = MaxAndSkipEnv(make_game(stage))
@@ -263,8 +263,7 @@ class Episode:
 
     The game has no randomness, so a greedy agent repeats one trajectory. Noise makes the games differ:
     "noop" starts with 0 to 30 idle steps, "epsilon" plays a random action with probability 0.05, "sticky" repeats
-    the last one with probability 0.25 (Machado et al. 2018, section 5). "random" is for `next_episode`.
-    """
+    the last one with probability 0.25 (Machado et al. 2018, section 5). "random" is for `next_episode`."""
 
     def __init__(self, rng, noise="none"):
         self.rng, self.noise = rng, noise
@@ -280,7 +279,8 @@ class Episode:
         elif self.noise == "sticky" and self.rng.random() < 0.25:
             action = self.actions[-1] if self.actions else 0
         elif self.noise == "random":  # held for five steps on average, as a high jump needs it
-            action = self.actions[-1] if self.actions and self.rng.random() < 0.8 else self.rng.integers(5)
+            held = self.actions and self.rng.random() < 0.8
+            action = self.actions[-1] if held else self.rng.integers(len(RIGHT_ONLY))
         self.actions.append(int(action))
         return self.actions[-1]
 
@@ -331,22 +331,21 @@ class ReplayMemory:
 
     The transition of a place starts in the state that ends with the place's frame. It can be drawn while its
     priority is above 0: from when its n steps are complete, or the episode is over, until a frame of its state
-    is overwritten.
-    """
+    is overwritten."""
 
     ARRAYS = ("actions", "rewards", "ends", "priority", "written", "first")
     TERMINATED, TRUNCATED = 1, 2
 
-    def __init__(self, capacity, n_envs=1, n_step=1, gamma=1.0, frame_shape=(84, 84), stack=4):
+    def __init__(self, capacity, n_envs=1, n_step=1, gamma=1.0, state_shape=(4, 84, 84)):
         self.size = math.ceil(capacity / n_envs)  # places per emulator
-        self.n_step, self.gamma, self.stack = n_step, gamma, stack
-        self.frames = np.empty((n_envs, self.size, *frame_shape), np.uint8)  # takes memory only as it fills
+        self.n_step, self.gamma, self.stack = n_step, gamma, state_shape[0]
+        self.frames = np.empty((n_envs, self.size, *state_shape[1:]), np.uint8)  # takes memory only as it fills
         self.actions = np.zeros((n_envs, self.size), np.uint8)
         self.rewards = np.zeros((n_envs, self.size), np.float32)
-        self.ends = np.zeros((n_envs, self.size), np.uint8)        # 0: the episode goes on after this step
+        self.ends = np.zeros((n_envs, self.size), np.uint8)  # 0: the episode goes on after this step
         self.priority = np.zeros((n_envs, self.size), np.float64)
-        self.written = np.zeros(n_envs, np.int64)                  # frames so far; % size: the next place
-        self.first = np.full(n_envs, -1, np.int64)                 # the episode's first state; -1: none yet
+        self.written = np.zeros(n_envs, np.int64)            # frames so far; % size: the next place
+        self.first = np.full(n_envs, -1, np.int64)           # the episode's first state; -1: none yet
 
     def __len__(self):
         """How many transitions can be drawn."""
@@ -432,7 +431,7 @@ class DQNAgent:
         self.target_net = self.local_net if settings.double == "single" else deepcopy(self.local_net)
         self.optimizer = torch.optim.Adam(self.local_net.parameters(), lr=settings.lr, fused=True)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.lr_factor)
-        self.memory = ReplayMemory(settings.memory, settings.envs, settings.n_step, settings.gamma)
+        self.memory = ReplayMemory(settings.memory, settings.envs, settings.n_step, settings.gamma, input_shape)
         self.steps, self.updates = 0, 0
         self.learnt = []  # (loss, mean Q) of the updates since the last row
 
@@ -565,7 +564,7 @@ def reading(path):
     try:
         yield
     except Exception as error:
-        raise UserError(f"{path}: unreadable or of another version: {error!r:.80}") from error
+        raise UserError(f"{path}: unreadable or of another version: {error!r:.100}") from error
 
 
 def load_tensors(path):
@@ -655,7 +654,7 @@ def next_episode(agent, kept, lengths):
 
 
 def make_row(number, stage, seconds, agent, episode):
-    """The row of an episode that has ended. Loss and Q are means over the updates since the row before."""
+    """The row of a finished episode. Loss and Q are means over the updates since the row before."""
     loss, mean_q = np.mean(agent.learnt or [(math.nan, math.nan)], axis=0)
     agent.learnt = []
     values = (number, stage, agent.steps, round(seconds, 5), episode.total_reward, len(episode.actions),
@@ -665,7 +664,7 @@ def make_row(number, stage, seconds, agent, episode):
 
 def run(settings, folder, resume=False):
     """Trains: a new run in `folder`, or the one there continued. Returns its rows, one for each game but practice."""
-    agent = DQNAgent(settings)
+    agent = DQNAgent(settings, n_actions=len(RIGHT_ONLY))
     stages = (settings.stage.split(",") * settings.envs)[:settings.envs]  # of each game
     envs = [make_env(stage, settings.show_jump) for stage in stages]
     episodes = [Episode(agent.rng, settings.train_noise) for _ in stages]
@@ -784,7 +783,7 @@ def load_network(name=None, stage=None):
         raise UserError(f"--stage: {stage!r} is not one stage, from 1-1 to 8-4")
     path = TRAINED / f"mario_{stage or '1-1'}.pt" if name is None else Path(name)
     path = path / "network.pt" if path.is_dir() else path
-    content, net = load_tensors(path), DQNSolver((4, 84, 84), len(RIGHT_ONLY))
+    content, net = load_tensors(path), DQNSolver((4, 84, 84), len(RIGHT_ONLY)).eval()
     with reading(path):
         net.load_state_dict(content["local_net"])
         settings = Settings(**json.loads(content["settings"]))
@@ -875,10 +874,10 @@ def open_window(title="Mario: space pauses, s steps, 1 to 4 set the speed, q qui
 
 
 def watch(name, noise="none", episodes=1, seed=0, stage=None, out=None):
-    """Greedy play in a window, a picture per step, about 15 a second; or as a GIF."""
+    """Greedy play in a window, about 15 pictures a second, or as a GIF."""
     Settings(episodes=episodes, seed=seed, train_noise=noise)  # checks all three
     if out is None and sys.platform == "linux" and not os.environ.get("DISPLAY"):
-        raise UserError("--watch: there is no display here; add --out clip.gif to write a file instead")
+        raise UserError("--watch: there is no display here; --out clip.gif writes a file instead")
     path, q_values, settings = load_network(name, stage)
     clip = None if out is None else checked_out(out, ".gif")
     panels, past = [], deque(maxlen=100)
@@ -905,7 +904,7 @@ def watch(name, noise="none", episodes=1, seed=0, stage=None, out=None):
 
 
 def write_clip(path, pictures):
-    """pictures: (height, width, 3) uint8 BGR each -> a GIF of every second one and the last. One palette for all and
+    """pictures: (height, width, 3) uint8 BGR each -> a GIF of every second and the last. One palette for all and
     no dithering keep it small."""
     shown = [picture[:, :, ::-1] for picture in [*pictures[:-1:2], pictures[-1]]]  # RGB
     palette = Image.fromarray(np.vstack(shown[::20])).quantize(64)

@@ -18,9 +18,7 @@ def make_agent(n_actions=3, **changes):
     """An agent with plain settings: one game, one step, no scale, uniform replay."""
     settings = Settings(**{"envs": 1, "n_step": 1, "gamma": 0.9, "reward_scale": 1.0, "priority": 0.0, "memory": 1000,
                            "learn_start": 8, "batch": 8, "bfloat16": False, **changes})
-    agent = DQNAgent(settings, SHAPE, n_actions)
-    agent.memory.frames = np.empty((*agent.memory.priority.shape, *SHAPE[1:]), np.uint8)
-    return agent
+    return DQNAgent(settings, SHAPE, n_actions)
 
 
 def filled_agent(**changes):

@@ -25,7 +25,7 @@ def check(**budgets):
 def test_the_program_keeps_its_budget():
     functions = [node for node in ast.walk(ast.parse(TEXT)) if isinstance(node, ast.FunctionDef)]
     settings = len(dataclasses.fields(m.Settings))
-    check(lines=(len(TEXT.splitlines()), 1054), bytes=(len(TEXT.encode()), 58_920),
+    check(lines=(len(TEXT.splitlines()), 1053), bytes=(len(TEXT.encode()), 58_920),
           longest_function=(max(node.end_lineno - node.lineno + 1 for node in functions), 75),
           lines_over_110_characters=(sum(len(line) > 110 for line in TEXT.splitlines()), 60), settings=(settings, 28),
           other_flags=(len(m.build_parser()._actions) - 1 - settings, 8))  # -1: --help

@@ -108,12 +108,14 @@ def test_an_evaluation_goes_into_the_runs_folder_or_into_runs_and_shows_a_bar(ti
 
 def test_the_settings_decide_which_game_is_trained_evaluated_and_watched(tmp_path, monkeypatch):
     asked, run = [], tmp_path / "run"
+    monkeypatch.setattr(m, "RIGHT_ONLY", m.RIGHT_ONLY[:3])  # as in a fork with other buttons
     monkeypatch.setattr(m, "make_env", lambda *args: asked.append(args) or Toy())
     assert m.main([*TINY, "--envs=3", "--steps", "4", "--stage", "1-2,1-4", "--no-show-jump", "--out", str(run)]) == 0
     for flags in ([], ["--stage", "1-4"], ["--stage", "2-1"]):
         assert m.main(["--evaluate", str(run), *flags]) == 0
         assert m.main(["--watch", str(run), "--out", str(run / "x.gif"), *flags]) == 0
     assert asked == [(stage, False) for stage in "1-2 1-4 1-2 1-2 1-2 1-4 1-4 2-1 2-1".split()], "else the first"
+    assert len(checkpoint(run, "network.pt")["local_net"]["fc.2.bias"]) == 3, "a Q-value for each combination of buttons"
 
 
 def test_a_game_is_shown_as_it_is_when_the_network_chooses_and_at_its_end(toy):

@@ -27,7 +27,7 @@ def steps(rng, n_envs=2, go_on=0.75):
 
 def filled(count, size=30, n_step=3, seed=0, **more):
     """A memory of two emulators after `count` steps, and the steps that follow."""
-    memory, play = ReplayMemory(2 * size, 2, n_step, 0.5, (2, 2)), steps(np.random.default_rng(seed), **more)
+    memory, play = ReplayMemory(2 * size, 2, n_step, 0.5, (4, 2, 2)), steps(np.random.default_rng(seed), **more)
     for step in islice(play, count):
         memory.push(*step)
     return memory, play
@@ -77,7 +77,7 @@ class Everything:
 def test_at_every_moment_the_same_transitions_as_in_a_memory_of_whole_floats(n_step, n_envs, size):
     """Half full, just wrapped and wrapped a dozen times: all that can be drawn, and nothing else."""
     rng = np.random.default_rng(size)
-    memory, naive = ReplayMemory(size * n_envs, n_envs, n_step, 0.5, (2, 2)), NaiveMemory(size, n_envs)
+    memory, naive = ReplayMemory(size * n_envs, n_envs, n_step, 0.5, (4, 2, 2)), NaiveMemory(size, n_envs)
     seen = set()
     for step in islice(steps(rng, n_envs), 200 * n_envs):
         memory.push(*step)

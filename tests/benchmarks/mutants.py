@@ -85,8 +85,10 @@ MUTANTS = [  # what stands in the program, what is put in its place, the files t
     ("self.gamma**steps)", "self.gamma + 0 * steps)", "M"),
     ("np.arange(1 - self.stack, 1)", "np.arange(-self.stack, 0)", "M"),
     ('"written", "first")', '"written")', "MR"),
-    ("settings.envs, settings.n_step, settings.gamma)", "settings.envs, settings.n_step)", "A"),
-    ("settings.envs, settings.n_step, settings.gamma)", "settings.envs, 1, settings.gamma)", "A"),
+    ("settings.envs, settings.n_step, settings.gamma,", "settings.envs, settings.n_step, 1.0,", "A"),
+    ("settings.envs, settings.n_step, settings.gamma,", "settings.envs, 1, settings.gamma,", "A"),
+    ("settings.gamma, input_shape)", "settings.gamma)", "A"),
+    ("DQNAgent(settings, n_actions=len(RIGHT_ONLY))", "DQNAgent(settings)", "V"),
     ("ReplayMemory(settings.memory,", "ReplayMemory(2 * settings.memory,", "R"),
     # 4. Agent: schedule, actions, target, loss, priorities
     ("torch.manual_seed(settings.seed)", "torch.manual_seed(0)", "A"),
