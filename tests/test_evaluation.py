@@ -115,7 +115,7 @@ def test_the_settings_decide_which_game_is_trained_evaluated_and_watched(tmp_pat
         assert m.main(["--evaluate", str(run), *flags]) == 0
         assert m.main(["--watch", str(run), "--out", str(run / "x.gif"), *flags]) == 0
     assert asked == [(stage, False) for stage in "1-2 1-4 1-2 1-2 1-2 1-4 1-4 2-1 2-1".split()], "else the first"
-    assert len(checkpoint(run, "network.pt")["local_net"]["fc.2.bias"]) == 3, "a Q-value for each combination of buttons"
+    assert len(checkpoint(run, "network.pt")["local_net"]["fc.2.bias"]) == 3, "a Q-value for each list of buttons"
 
 
 def test_a_game_is_shown_as_it_is_when_the_network_chooses_and_at_its_end(toy):
